@@ -1,0 +1,114 @@
+"""What is served, on what, under which rules: settings, defaults and all."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+GIB = 2**30
+CHUNK_BYTES = 2 * 2**20
+POLICY_CHOICES = {"eviction": ("lru",), "admission": ("fcfs",), "on_shortage": ("evict",)}
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The harness's rules, equal for every controller of a table."""
+
+    eviction: str = "lru"
+    """Order in which cached blocks go."""
+    admission: str = "fcfs"
+    """Order in which waiting requests are admitted."""
+    on_shortage: str = "evict"
+    """What a pool does when it has no free block."""
+
+    def __post_init__(self) -> None:
+        for field, choices in POLICY_CHOICES.items():
+            value = getattr(self, field)
+            if value not in choices:
+                raise ValueError(f"policy {field} is {value!r}, expected one of: {', '.join(choices)}")
+
+    @classmethod
+    def parse(cls, text: str) -> "Policies":
+        """From 'eviction=lru,admission=fcfs'; ValueError names what is wrong."""
+        given = {}
+        for part in filter(None, text.split(",")):
+            field, separator, value = part.partition("=")
+            if not separator or field not in POLICY_CHOICES:
+                known = ", ".join(f"{name}=" for name in POLICY_CHOICES)
+                raise ValueError(f"policies: {part!r} is not one of: {known}")
+            given[field] = value
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    """One serving engine on one GPU (or one tensor-parallel group of them)."""
+
+    model: str = "qwen3-next-80b-a3b"
+    """Slug of memory_backend/models.json."""
+    gpu: str = "h200"
+    hbm_gib: float = 40.0
+    """GiB of both pools together."""
+    tensor_parallel: int = 1
+    weight_dtype: str = "fp8"
+    kv_dtype: str = "bf16"
+    state_dtype: str = "fp32"
+    page_tokens: int = 64
+    prefill_budget: int = 8192
+    """Most prompt tokens of one iteration."""
+    slots_per_request: int = 2
+    """Recurrent slots a running request holds: its state and its latest snapshot."""
+    decode_snapshot_tokens: int = 256
+    """A decoding request refreshes its snapshot after so many tokens."""
+    max_preemptions: int = 16
+    """After so many a request is not preempted again."""
+    deadline_slos: float = 10.0
+    """A waiting request is given up after so many of its TTFT SLOs."""
+    ttft_slo_floor_s: float = 1.0
+    ttft_slo_factor: float = 3.0
+    """TTFT SLO = floor + factor x unloaded cold prefill time."""
+    tpot_slo_factor: float = 2.0
+    """TPOT SLO = factor x modelled TPOT at batch 16 and 8k context."""
+    chunk_move_s: float = 75e-6
+    """Modelled seconds to move one chunk between the pools."""
+    transfers: str = "overlapped"
+    """Moving chunks runs beside the iterations (overlapped) or stops them (stall)."""
+    window_s: float = 5.0
+    """Simulated seconds between two decisions."""
+    initial_kv_share: float = 0.526
+    """Split at start; SGLang's default."""
+    policies: Policies = Policies()
+
+    def __post_init__(self) -> None:
+        for field in ("hbm_gib", "window_s", "deadline_slos", "chunk_move_s", "ttft_slo_floor_s", "tpot_slo_factor"):
+            if not 0 < getattr(self, field) < float("inf"):
+                raise ValueError(f"{field} is {getattr(self, field)}, expected a finite number > 0")
+        for field in (
+            "tensor_parallel",
+            "page_tokens",
+            "prefill_budget",
+            "slots_per_request",
+            "decode_snapshot_tokens",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}, expected an integer >= 1")
+        if self.decode_snapshot_tokens < self.page_tokens:
+            raise ValueError(
+                f"decode_snapshot_tokens is {self.decode_snapshot_tokens}, expected at least page_tokens "
+                f"{self.page_tokens}"
+            )
+        if self.transfers not in ("overlapped", "stall"):
+            raise ValueError(f"transfers is {self.transfers!r}, expected overlapped or stall")
+        if not 0.0 <= self.initial_kv_share <= 1.0:
+            raise ValueError(f"initial_kv_share is {self.initial_kv_share}, expected a number from 0 to 1")
+
+    @property
+    def budget_bytes(self) -> int:
+        """Both pools, rounded down to whole chunks."""
+        return int(self.hbm_gib * GIB) // CHUNK_BYTES * CHUNK_BYTES
+
+    @property
+    def hash(self) -> str:
+        """Of every setting: two rows of one table must agree on it."""
+        settings = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]

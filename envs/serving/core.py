@@ -1,0 +1,235 @@
+"""Core: one serving engine with its cache and pools, advanced window by window under a split that may be changed."""
+
+import numpy as np
+
+from hbmgym.controllers.base import TELEMETRY, Setup
+from hbmgym.envs.serving.config import CHUNK_BYTES, ServingConfig
+from hbmgym.envs.serving.cost_model import cold_prefill_s, make_cost, tpot_reference_s
+from hbmgym.envs.serving.engine import LOG_FULL, run
+from hbmgym.envs.serving.gpus import find_gpu
+from hbmgym.envs.serving.state import (
+    DECODING,
+    ENGINE,
+    FINISHED,
+    GROWTH,
+    HELD,
+    PREFILLING,
+    REJECTED,
+    WAITING,
+    State,
+    make_requests,
+)
+from hbmgym.envs.serving.telemetry import close_window, make_window
+from hbmgym.envs.traces.episode import Episode
+from hbmgym.memory_backend.geometry import find_model
+from hbmgym.memory_backend.jit import kernel
+from hbmgym.memory_backend.pools import NONE
+from hbmgym.memory_backend.prefix_cache import check_memory, make_memory
+from hbmgym.memory_backend.resize import request_split
+from hbmgym.memory_backend.split import Layout
+from hbmgym.memory_backend.vmm import Vmm, open_vmm
+
+
+def make_layout(config: ServingConfig) -> Layout:
+    """Chunks, blocks and splits of a configuration; ValueError when weights and budget do not fit the GPU."""
+    model, gpu = find_model(config.model), find_gpu(config.gpu)
+    parallel = config.tensor_parallel
+    weights = model.weight_bytes(config.weight_dtype) // parallel
+    if weights + config.budget_bytes > gpu.memory_bytes:
+        raise ValueError(
+            f"{model.slug} has {weights / 1e9:.1f} GB of weights per GPU, which with hbm_gib {config.hbm_gib:g} "
+            f"exceeds the {gpu.memory_bytes / 1e9:.0f} GB of {gpu.slug}: lower hbm_gib, raise tensor_parallel or choose another GPU"
+        )
+    pages_per_prefill = -(-config.prefill_budget // config.page_tokens)
+    return Layout(
+        budget_bytes=config.budget_bytes,
+        chunk_bytes=CHUNK_BYTES,
+        page_bytes=model.page_bytes(config.kv_dtype, config.page_tokens) // parallel,
+        slot_bytes=model.slot_bytes(config.state_dtype) // parallel,
+        min_slots=config.slots_per_request,
+        min_pages=pages_per_prefill + 1,
+    )
+
+
+@kernel
+def _ttft_slos(cost, rows, requests, floor_s, factor):
+    for row in range(len(rows)):
+        requests[row].ttft_slo_s = floor_s + factor * cold_prefill_s(cost, rows[row].input_tokens)
+
+
+class Core:
+    """One serving engine on a backend. `reset` first; then `request_split` and `run_window` in turns.
+
+    `backend` chooses who executes the op log (accounting, host, auto), never a result. With `check`, every invariant
+    is verified after every window, and accounting verifies the op log too.
+    """
+
+    def __init__(self, config: ServingConfig, *, backend: str = "accounting", check: bool = False) -> None:
+        self.config = config
+        self.layout = make_layout(config)
+        model = find_model(config.model)
+        self.cost = make_cost(
+            model,
+            find_gpu(config.gpu),
+            tensor_parallel=config.tensor_parallel,
+            weight_dtype=config.weight_dtype,
+            kv_dtype=config.kv_dtype,
+            state_dtype=config.state_dtype,
+            prefill_budget=config.prefill_budget,
+            page_tokens=config.page_tokens,
+            chunk_move_s=config.chunk_move_s,
+        )
+        self.setup = Setup(
+            layout=self.layout,
+            kv_token_bytes=model.kv_token_bytes(config.kv_dtype) // config.tensor_parallel,
+            slots_per_request=config.slots_per_request,
+            window_s=config.window_s,
+            kv_share_bounds=self.layout.share_bounds,
+            chunk_move_s=config.chunk_move_s,
+            tpot_slo_s=config.tpot_slo_factor * float(tpot_reference_s(self.cost)),
+        )
+        self._backend = backend
+        self._check = check
+        self.vmm: Vmm | None = None
+
+    def reset(
+        self, episode: Episode, kv_share: float | None = None, share_bounds: tuple[float, float] | None = None
+    ) -> np.record:
+        """Start an episode at the split nearest to `kv_share` (default: the configuration's) with empty caches.
+
+        `share_bounds` are the shares the controller can reach: a request too large for all of them is rejected at
+        arrival. Returns the Telemetry record at time 0.
+        """
+        assert episode.page_tokens == self.config.page_tokens, (episode.page_tokens, self.config.page_tokens)
+        self.close()
+        self.episode = episode
+        slots = self.layout.slots(self.config.initial_kv_share if kv_share is None else kv_share)
+        kv_chunks = self.layout.kv_chunks(slots)
+        self._share_bounds = share_bounds or self.layout.share_bounds
+        self.vmm = open_vmm(self._backend, self.layout, kv_chunks)
+        self._state = self._make_state(slots)
+        self._window = make_window()
+        self._window_end_s = 0.0
+        self.telemetry = np.zeros(1, TELEMETRY).view(np.recarray)[0]
+        self._write_constants()
+        close_window(self._state, self._window, self.telemetry)
+        return self.telemetry
+
+    def _make_state(self, slots: int) -> State:
+        config, layout, episode = self.config, self.layout, self.episode
+        # What one iteration edge may write at most: every block freed, taken, copied and checked, every chunk moved.
+        blocks = layout.budget_bytes // layout.page_bytes + layout.budget_bytes // layout.slot_bytes
+        self._log_margin = 8 * blocks + layout.chunks + 64
+        log_enabled = self._check or (self.vmm is not None and self.vmm.name != "accounting")
+        memory = make_memory(layout, slots, episode.id_count, 2 * self._log_margin, log_enabled)
+        requests = make_requests(len(episode.rows))
+        engine = np.zeros(1, ENGINE).view(np.recarray)[0]
+        engine.slots_per_request = config.slots_per_request
+        engine.page_tokens = config.page_tokens
+        engine.decode_snapshot_tokens = config.decode_snapshot_tokens
+        engine.max_pages = layout.pages(layout.slots(self._share_bounds[1]))
+        engine.max_preemptions = config.max_preemptions
+        engine.stall = int(config.transfers == "stall")
+        engine.deadline_slos = config.deadline_slos
+        engine.tpot_slo_s = self.setup.tpot_slo_s
+        engine.blocked_on = NONE
+        _ttft_slos(self.cost, episode.rows, requests, config.ttft_slo_floor_s, config.ttft_slo_factor)
+        ends = np.full((GROWTH + config.page_tokens, 2), NONE, np.int32)
+        heap = np.zeros(len(requests), np.int32)
+        return State(memory, episode.rows, episode.refs, requests, ends, heap, engine, self.cost)
+
+    def _write_constants(self) -> None:
+        telemetry, setup = self.telemetry, self.setup
+        telemetry.budget_bytes = self.layout.budget_bytes
+        telemetry.slot_bytes = self.layout.slot_bytes
+        telemetry.kv_token_bytes = setup.kv_token_bytes
+        telemetry.slots_per_request = setup.slots_per_request
+        telemetry.kv_share_min, telemetry.kv_share_max = self._share_bounds
+
+    def request_split(self, kv_share: float) -> None:
+        """Ask for the realisable split nearest to `kv_share`; replaces a request that is still under way."""
+        low, high = self._share_bounds
+        slots = self.layout.slots(min(max(kv_share, low), high))
+        if slots == self._state.memory.split.requested_slots:
+            return
+        ssm_chunks = self.layout.chunks - self.layout.kv_chunks(slots)
+        request_split(self._state.memory, slots, ssm_chunks, self.now_s, self.config.chunk_move_s)
+
+    def run_window(self) -> np.record:
+        """Advance by one window and let the backend execute the op log; returns the Telemetry record."""
+        self._window_end_s += self.config.window_s
+        while run(self._state, self._window_end_s, self._log_margin) == LOG_FULL:
+            self._execute_log()
+        close_window(self._state, self._window, self.telemetry)
+        self._execute_log()
+        if self._check:
+            self.check()
+        return self.telemetry
+
+    def _execute_log(self) -> None:
+        log = self._state.memory.log
+        if log.head.count:
+            assert self.vmm is not None
+            self.vmm.execute(log.ops[: log.head.count])
+            log.head.count = 0
+
+    @property
+    def now_s(self) -> float:
+        """Simulated time of the last iteration edge."""
+        return float(self._state.engine.now_s)
+
+    @property
+    def requests(self) -> np.ndarray:
+        """REQUEST records, one per row of the episode."""
+        return self._state.requests[: len(self.episode.rows)]
+
+    @property
+    def counters(self) -> np.record:
+        """The ENGINE record: counters of the episode so far."""
+        return self._state.engine
+
+    @property
+    def moved_chunks(self) -> int:
+        return int(self._state.memory.split.moved_chunks)
+
+    @property
+    def migrated_bytes(self) -> int:
+        """Bytes of chunks that changed pools, and of blocks copied to clear their way."""
+        split = self._state.memory.split
+        return int(split.moved_chunks) * self.layout.chunk_bytes + int(split.relocated_bytes)
+
+    @property
+    def mapped_chunks(self) -> int:
+        """Chunks of both pools."""
+        return int(self._state.memory.kv.meta.chunks + self._state.memory.ssm.meta.chunks)
+
+    @property
+    def done(self) -> bool:
+        """Every row has finished or was rejected."""
+        return int(self.counters.finished + self.counters.rejected) == len(self.episode.rows)
+
+    def check(self) -> None:
+        """Raise AssertionError unless every invariant of pools, prefix cache, requests and backend holds."""
+        check_memory(self._state.memory)
+        self._check_requests()
+        if self.vmm is not None:
+            self.vmm.check()
+
+    def _check_requests(self) -> None:
+        engine, requests = self.counters, self.requests
+        count = np.bincount(requests["status"], minlength=REJECTED + 1)
+        arrived = len(requests) - count[0]
+        assert engine.arrived == arrived == count[1:].sum(), "arrived != held + waiting + running + finished + rejected"
+        assert (engine.held, engine.waiting) == (count[HELD], count[WAITING]), "waiting requests are miscounted"
+        assert (engine.prefilling, engine.decoding) == (count[PREFILLING], count[DECODING]), (
+            "running ones are miscounted"
+        )
+        assert (engine.finished, engine.rejected) == (count[FINISHED], count[REJECTED]), "ended ones are miscounted"
+        slots = (count[PREFILLING] + count[DECODING]) * engine.slots_per_request
+        assert self._state.memory.ssm.meta.live == slots, "live slots are not those of the running requests"
+
+    def close(self) -> None:
+        """Give the backend's memory back; idempotent."""
+        if self.vmm is not None:
+            self.vmm.close()
+            self.vmm = None

@@ -1,0 +1,225 @@
+"""The serving engine: continuous batching over simulated time (rules 1 and 11), advanced window by window.
+
+One turn of `run` is one iteration edge: arrivals, a run of moved chunks, growth, admission, then either one iteration
+with prefill, or as many decode iterations as pass before anything else can happen, in closed form.
+"""
+
+from hbmgym.envs.serving.admission import (
+    finish,
+    generated_by,
+    grow_decoding,
+    head_deadline_s,
+    next_prefill_stop,
+    publish_computed,
+    pull_arrivals,
+    reject_late_head,
+    save_decode_snapshot,
+    save_prefill_snapshot,
+    schedule_decode_event,
+    start_decoding,
+    try_admit_head,
+)
+from hbmgym.envs.serving.cost_model import decode_iterations_until, decode_span_s, iteration_s
+from hbmgym.envs.serving.order import cancel_event, next_event, remove
+from hbmgym.envs.serving.state import PREFILL
+from hbmgym.memory_backend.jit import kernel, subkernel
+from hbmgym.memory_backend.oplog import KV, SSM
+from hbmgym.memory_backend.pools import NONE
+from hbmgym.memory_backend.prefix_cache import NEVER
+from hbmgym.memory_backend.resize import run_arrives
+
+REACHED, LOG_FULL = range(2)
+
+
+@kernel
+def run(state, until_s, log_margin):
+    """Advance to the first iteration edge at or after `until_s` (REACHED), or until fewer than `log_margin` entries
+    of the op log are free (LOG_FULL: empty it and call again)."""
+    engine = state.engine
+    log = state.memory.log
+    while True:
+        if log.head.enabled != 0 and log.head.count + log_margin > len(log.ops):
+            return LOG_FULL
+        pull_arrivals(state)
+        if state.memory.split.tick_s <= engine.now_s:
+            _let_chunks_arrive(state)
+        if engine.now_s >= until_s:
+            return REACHED
+        engine.preempted_now = 0
+        grow_decoding(state, engine.iterations, True)
+        _plan_prefill(state)
+        if engine.chunk_tokens > 0:
+            _iterate(state)
+        elif engine.decoding > 0:
+            _decode_span(state, until_s)
+        else:
+            _idle(state, until_s)
+
+
+@subkernel
+def _let_chunks_arrive(state):
+    cost = state.cost
+    seconds = run_arrives(state.memory, state.engine.now_s, cost.chunk_move_s, cost.block_copy_s_per_byte)
+    state.engine.head_tried = 0
+    if state.engine.stall != 0:
+        state.engine.debt_s += seconds
+
+
+@subkernel
+def _plan_prefill(state):
+    """Share the prefill budget, first come first served; what is left over admits from the queue."""
+    engine = state.engine
+    engine.chunk_tokens = 0
+    engine.chunk_attention = 0.0
+    row = state.ends[PREFILL, 0]
+    while row != NONE:
+        _plan_chunk(state, row)
+        row = state.requests[row].next
+    # An iteration that preempted admits nobody, or the victim would be back at once; unless nothing else is left.
+    if engine.preempted_now != 0 and engine.decoding + engine.prefilling > 0:
+        return
+    while engine.waiting > 0 and engine.chunk_tokens < state.cost.prefill_budget:
+        if reject_late_head(state):
+            continue
+        if engine.head_tried != 0 or not try_admit_head(state):
+            engine.head_tried = 1
+            return
+        _plan_chunk(state, state.ends[PREFILL, 1])
+
+
+@subkernel
+def _plan_chunk(state, row):
+    engine = state.engine
+    request = state.requests[row]
+    left = state.cost.prefill_budget - engine.chunk_tokens
+    request.chunk = min(left, next_prefill_stop(state, row) - request.computed)
+    engine.chunk_tokens += request.chunk
+    engine.chunk_attention += request.chunk * (request.computed + 0.5 * request.chunk)
+
+
+@subkernel
+def _advance(state, seconds, busy):
+    """Let time pass, and book it."""
+    engine = state.engine
+    engine.now_s += seconds
+    if busy:
+        engine.busy_s += seconds
+    if engine.waiting > 0:
+        if engine.blocked_on == KV:
+            engine.blocked_kv_s += seconds
+        elif engine.blocked_on == SSM:
+            engine.blocked_ssm_s += seconds
+
+
+@subkernel
+def _iterate(state):
+    """One iteration: the planned prefill chunks and one token for every decoding request."""
+    engine = state.engine
+    seconds = engine.debt_s + iteration_s(
+        state.cost, engine.decoding, engine.context_tokens, engine.chunk_tokens, engine.chunk_attention
+    )
+    engine.debt_s = 0.0
+    _advance(state, seconds, True)
+    engine.iterations += 1
+    engine.context_tokens += engine.decoding
+    _handle_decode_events(state)
+    _apply_chunks(state)
+    engine.head_tried = 0  # what was published may let the head reuse more
+
+
+@subkernel
+def _apply_chunks(state):
+    row = state.ends[PREFILL, 0]
+    while row != NONE:
+        request = state.requests[row]
+        after = request.next
+        if request.chunk > 0:
+            _apply_chunk(state, row)
+        row = after
+
+
+@subkernel
+def _apply_chunk(state, row):
+    engine = state.engine
+    request = state.requests[row]
+    stop = next_prefill_stop(state, row)
+    request.computed += request.chunk
+    publish_computed(state, row, request.computed)
+    if request.computed == stop and stop % engine.page_tokens == 0 and request.published * engine.page_tokens == stop:
+        save_prefill_snapshot(state, row)
+    if request.computed < request.goal:
+        return
+    if request.first_token_s != request.first_token_s:  # NaN: this is the first token
+        _book_first_token(state, row)
+    request.generated += 1
+    remove(state, PREFILL, row)
+    engine.prefilling -= 1
+    start_decoding(state, row)
+    if request.generated >= state.rows[row].output_tokens:
+        finish(state, row)
+
+
+@subkernel
+def _book_first_token(state, row):
+    engine = state.engine
+    request = state.requests[row]
+    request.first_token_s = engine.now_s
+    ratio = (engine.now_s - state.rows[row].arrival_s) / request.ttft_slo_s
+    engine.first_tokens += 1
+    engine.ttft_over_slo += min(ratio, 10.0)
+    if ratio > 1.0 and request.missed == 0:
+        request.missed = 1
+        engine.missed += 1
+
+
+@subkernel
+def _handle_decode_events(state):
+    engine = state.engine
+    while engine.heap_size > 0 and next_event(state) <= engine.iterations:
+        row = state.heap[0]
+        cancel_event(state, row)
+        if generated_by(state, row) >= state.rows[row].output_tokens:
+            finish(state, row)
+        else:
+            request = state.requests[row]
+            save_decode_snapshot(state, row, request.goal + engine.iterations - request.joined_at)
+            schedule_decode_event(state, row)
+
+
+@subkernel
+def _next_change_s(state, until_s):
+    """The next time at which something other than decoding happens."""
+    engine = state.engine
+    change_s = min(until_s, state.memory.split.tick_s)
+    if engine.waiting > 0:
+        # A blocked head waits for memory; arrivals behind it change nothing before that.
+        change_s = min(change_s, head_deadline_s(state))
+    elif engine.next_row < len(state.rows):
+        change_s = min(change_s, state.rows[engine.next_row].arrival_s)
+    return change_s
+
+
+@subkernel
+def _decode_span(state, until_s):
+    """Decode iterations up to the next event, in closed form; pages are handed out on the way."""
+    engine = state.engine
+    seconds = _next_change_s(state, until_s) - engine.now_s - engine.debt_s
+    count = decode_iterations_until(state.cost, engine.decoding, engine.context_tokens, seconds)
+    count = min(count, next_event(state) - engine.iterations)
+    for k in range(1, count):
+        if not grow_decoding(state, engine.iterations + k, False):
+            count = k
+            break
+    _advance(state, engine.debt_s + decode_span_s(state.cost, engine.decoding, engine.context_tokens, count), True)
+    engine.debt_s = 0.0
+    engine.iterations += count
+    engine.context_tokens += engine.decoding * count
+    _handle_decode_events(state)
+
+
+@subkernel
+def _idle(state, until_s):
+    """Nothing runs: jump to the next time at which something can."""
+    change_s = _next_change_s(state, until_s)
+    if change_s < NEVER:
+        _advance(state, max(change_s - state.engine.now_s, 0.0), False)

@@ -1,0 +1,129 @@
+"""The arrays of one core: what the engine's kernels read and write."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hbmgym.memory_backend.pools import NONE
+from hbmgym.memory_backend.prefix_cache import Memory
+
+FUTURE, HELD, WAITING, PREFILLING, DECODING, FINISHED, REJECTED = range(7)
+STATUS_NAMES = ("future", "held", "waiting", "prefilling", "decoding", "finished", "rejected")
+NOT_REJECTED, DOES_NOT_FIT, DEADLINE = range(3)
+REJECT_NAMES = ("", "does_not_fit", "deadline")
+
+REQUEST = np.dtype(
+    [
+        ("status", "i4"),
+        ("reject_reason", "i4"),
+        ("preemptions", "i4"),
+        ("missed", "i4"),  # 1 once its SLO miss is booked
+        ("prev", "i4"),  # neighbours in the one list that holds the request
+        ("next", "i4"),
+        ("heap_place", "i4"),
+        ("goal", "i4"),  # tokens to prefill: the prompt, after a preemption also what was generated
+        ("computed", "i4"),  # tokens of the goal whose KV is there
+        ("chunk", "i4"),  # tokens that this iteration adds
+        ("generated", "i4"),  # output tokens when the request joined the decoding ones
+        ("published", "i4"),  # leading pages that are held by id
+        ("first_page", "i4"),  # private pages, in order, linked by entry.next
+        ("last_page", "i4"),
+        ("pages", "i4"),  # published and private
+        ("working", "i4"),  # slot of the running state
+        ("reserved", "i4"),  # slot of the request's own latest snapshot, NONE with one slot per request
+        ("idle_slots", "i4"),  # further slots, linked by entry.next
+        ("reserved_depth", "i4"),  # pages under the reserved snapshot, 0: none
+        ("branch_depth", "i4"),  # pages after which prefill stops to save a branch snapshot, 0: none
+        ("reused_tokens", "i4"),  # at the first admission
+        ("joined_at", "i8"),  # iteration count at which the request joined the decoding ones
+        ("event_key", "i8"),
+        ("ttft_slo_s", "f8"),
+        ("waits_since_s", "f8"),
+        ("admitted_s", "f8"),  # first admission; NaN until then, as the next two
+        ("first_token_s", "f8"),
+        ("ended_s", "f8"),  # finished or rejected
+    ],
+    align=True,
+)
+
+ENGINE = np.dtype(
+    [
+        ("now_s", "f8"),
+        ("iterations", "i8"),
+        ("next_row", "i8"),  # first row that has not arrived
+        ("decoding", "i8"),
+        ("context_tokens", "i8"),  # of the decoding requests together
+        ("prefilling", "i8"),
+        ("waiting", "i8"),
+        ("held", "i8"),
+        ("finished", "i8"),
+        ("rejected", "i8"),
+        ("admissions", "i8"),
+        ("heap_size", "i8"),
+        ("head_tried", "i8"),  # 1 while the queue's head is known to be blocked
+        ("blocked_on", "i8"),  # KV or SSM while the head is blocked, else NONE
+        ("preempted_now", "i8"),  # this iteration preempted, so it admits nobody
+        ("chunk_tokens", "i8"),  # prefill plan of this iteration: tokens, and sum of c (x + c / 2)
+        ("chunk_attention", "f8"),
+        ("debt_s", "f8"),  # state copies and stalls, charged to the next iteration
+        # settings
+        ("slots_per_request", "i8"),
+        ("page_tokens", "i8"),
+        ("decode_snapshot_tokens", "i8"),
+        ("max_pages", "i8"),  # of the largest split within the controller's bounds
+        ("max_preemptions", "i8"),
+        ("stall", "i8"),  # 1: transfers stall the iteration instead of running beside it
+        ("deadline_slos", "f8"),
+        ("tpot_slo_s", "f8"),
+        # counters of the whole episode
+        ("preemptions", "i8"),
+        ("recomputed_tokens", "i8"),
+        ("skipped_snapshots", "i8"),
+        ("saved_snapshots", "i8"),
+        ("busy_s", "f8"),
+        ("blocked_kv_s", "f8"),
+        ("blocked_ssm_s", "f8"),
+        ("arrived", "i8"),
+        ("arrived_tokens", "i8"),
+        ("admitted_tokens", "i8"),  # prompt tokens at first admission
+        ("reused_tokens", "i8"),
+        ("kv_loss_tokens", "i8"),
+        ("ssm_loss_tokens", "i8"),
+        ("met", "i8"),
+        ("missed", "i8"),
+        ("first_tokens", "i8"),
+        ("ttft_over_slo", "f8"),  # sums of min(ratio, 10)
+        ("tpot_over_slo", "f8"),
+        ("tpots", "i8"),
+    ],
+    align=True,
+)
+
+# Lists of requests: the queue, the prefilling ones, those held for their parent, then one per residue of the
+# iteration count at which a decoding request needs its next page.
+QUEUE, PREFILL, HOLD, GROWTH = range(4)
+
+
+class State(NamedTuple):
+    """Everything a kernel needs, one per environment."""
+
+    memory: Memory
+    rows: np.recarray
+    refs: np.ndarray
+    requests: np.recarray
+    ends: np.ndarray
+    """int32, shape (lists, 2): first and last request of each list."""
+    heap: np.ndarray
+    """int32: decoding requests, ordered by event_key."""
+    engine: np.record
+    cost: np.record
+
+
+def make_requests(count: int) -> np.recarray:
+    """`count` requests that have not arrived."""
+    requests = np.zeros(max(count, 1), REQUEST).view(np.recarray)
+    for field in ("prev", "next", "heap_place", "first_page", "last_page", "working", "reserved", "idle_slots"):
+        requests[field] = NONE
+    for field in ("admitted_s", "first_token_s", "ended_s"):
+        requests[field] = np.nan
+    return requests

@@ -1,0 +1,61 @@
+"""`kernel` and `subkernel`: numba's njit for code that allocates nothing, with a disk cache that sees every change.
+
+numba's own cache looks only at the file of the outermost function, so a change in a callee would go unseen. The cache
+folder is therefore named after a hash of all sources that hold kernels or dtypes.
+
+Both compile without numba's runtime: reference counts of the many arrays that kernels pass to each other cost more than
+the work itself (7 x, measured), and a kernel that would allocate fails to compile.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_KERNEL_FOLDERS = ("memory_backend", "envs", "controllers")
+_MARKS = (b"kernel\n", b"np.dtype(")
+
+
+def _source_hash() -> str:
+    digest = hashlib.sha256(numba.__version__.encode())
+    for folder in _KERNEL_FOLDERS:
+        for source in sorted((_PACKAGE / folder).rglob("*.py")):
+            text = source.read_bytes()
+            if any(mark in text for mark in _MARKS):
+                digest.update(text)
+    return digest.hexdigest()[:16]
+
+
+def _cache_folder() -> str:
+    name = f"kernels-{_source_hash()}"
+    for base in (Path.home() / ".cache" / "hbmgym", Path(tempfile.gettempdir()) / "hbmgym"):
+        try:
+            (base / name).mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        return str(base / name)
+    return tempfile.mkdtemp(prefix="hbmgym-")
+
+
+KERNEL_CACHE = _cache_folder()
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function`, to be called from Python and from kernels; with NUMBA_DISABLE_JIT=1 it stays Python."""
+    # The setting is read when the function is decorated; restoring it leaves other users of numba alone.
+    saved = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = KERNEL_CACHE
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    finally:
+        numba.config.CACHE_DIR = saved
+
+
+def subkernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function`, to be called from kernels only: leaving its Python wrapper out halves the compile time."""
+    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)

@@ -1,0 +1,322 @@
+"""A pool: equal blocks over one virtual range, of which `live + cached <= limit <= capacity` are in use.
+
+Everything above this module names a block by its *entry* in the page table, so that a relocation, which changes only
+`entry.block`, is invisible. An entry is live (pins > 0), cached (resident, pins == 0, in eviction order) or free.
+Blocks are handed out lowest first: a pool that shrinks from the top then has little to relocate.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hbmgym.memory_backend.jit import kernel
+from hbmgym.memory_backend.oplog import CHECK, COPY, STAMP, ZERO, record_op
+
+NONE = -1  # ends lists and marks "no entry" in the arrays of the kernels
+WORD = 32  # bits of a bitmap word; held in int64 so that products cannot overflow
+
+POOL_META = np.dtype(
+    [
+        ("pool", "i8"),  # KV or SSM, as in the op log
+        ("block_bytes", "i8"),
+        ("chunk_bytes", "i8"),
+        ("chunks", "i8"),  # mapped
+        ("target_chunks", "i8"),  # of the requested split
+        ("capacity", "i8"),  # blocks that the mapped chunks hold
+        ("limit", "i8"),  # blocks that may be in use: the capacity, less while the pool shrinks
+        ("live", "i8"),
+        ("cached", "i8"),
+        ("first_free_entry", "i8"),
+        ("evict_first", "i8"),  # ends of the eviction order
+        ("evict_last", "i8"),
+        ("evictions", "i8"),
+    ],
+    align=True,
+)
+ENTRY = np.dtype(
+    [
+        ("tag", "i8"),  # stamp of the block's present content
+        ("block", "i4"),  # NONE: free
+        ("generation", "i4"),  # counts the times this entry was freed
+        ("pins", "i4"),
+        ("key", "i4"),  # page id whose KV or state this is, NONE: private
+        ("prev", "i4"),
+        ("next", "i4"),
+    ],
+    align=True,
+)
+
+
+class Pool(NamedTuple):
+    """The arrays of one pool; `entry_at[block]` inverts `entries[e].block`."""
+
+    meta: np.record
+    entries: np.recarray
+    entry_at: np.ndarray
+    free_bits: np.ndarray
+    """int64 bitmap of the free blocks; each level above has a bit per non-zero word of the level below."""
+    level_start: np.ndarray
+    """int64, shape (levels + 1,): first word of each level, lowest level first."""
+
+
+def make_pool(pool: int, block_bytes: int, chunk_bytes: int, chunks: int, total_chunks: int) -> Pool:
+    """A pool with `chunks` of `total_chunks` mapped and every block free."""
+    blocks = max(total_chunks * chunk_bytes // block_bytes, 1)
+    meta = np.zeros(1, POOL_META).view(np.recarray)[0]
+    meta.pool, meta.block_bytes, meta.chunk_bytes = pool, block_bytes, chunk_bytes
+    meta.chunks = meta.target_chunks = chunks
+    meta.capacity = meta.limit = chunks * chunk_bytes // block_bytes
+    meta.evict_first = meta.evict_last = NONE
+    entries = np.zeros(blocks, ENTRY).view(np.recarray)
+    entries["block"] = entries["key"] = entries["prev"] = NONE
+    entries["next"] = np.arange(1, blocks + 1)
+    entries["next"][-1] = NONE
+    bits, starts = _full_bitmap(blocks)
+    return Pool(meta, entries, np.full(blocks, NONE, np.int32), bits, starts)
+
+
+def _full_bitmap(blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    levels, starts, size = [], [0], blocks
+    while True:
+        words = -(-size // WORD)
+        level = np.full(words, (1 << WORD) - 1, np.int64)
+        if size % WORD:
+            level[-1] = (1 << size % WORD) - 1
+        levels.append(level)
+        starts.append(starts[-1] + words)
+        if words == 1:
+            return np.concatenate(levels), np.array(starts, np.int64)
+        size = words
+
+
+_LOWEST_BIT = np.zeros(WORD, np.int64)
+_DE_BRUIJN = 0x077CB531
+for _bit in range(WORD):
+    _LOWEST_BIT[((_DE_BRUIJN << _bit) & 0xFFFFFFFF) >> 27] = _bit
+
+
+@kernel
+def lowest_free_block(pool):
+    """The lowest free block; at least one must be free."""
+    index = 0
+    for level in range(len(pool.level_start) - 2, -1, -1):
+        word = pool.free_bits[pool.level_start[level] + index]
+        index = index * WORD + _LOWEST_BIT[(((word & -word) * _DE_BRUIJN) & 0xFFFFFFFF) >> 27]
+    return index
+
+
+@kernel
+def _mark_taken(pool, block):
+    index = block
+    for level in range(len(pool.level_start) - 1):
+        word = pool.level_start[level] + index // WORD
+        pool.free_bits[word] &= ~(1 << (index % WORD))
+        if pool.free_bits[word] != 0:
+            return
+        index //= WORD
+
+
+@kernel
+def _mark_free(pool, block):
+    index = block
+    for level in range(len(pool.level_start) - 1):
+        word = pool.level_start[level] + index // WORD
+        before = pool.free_bits[word]
+        pool.free_bits[word] = before | (1 << (index % WORD))
+        if before != 0:
+            return
+        index //= WORD
+
+
+@kernel
+def free_blocks(pool):
+    """Blocks that may be handed out without eviction."""
+    return max(pool.meta.limit - pool.meta.live - pool.meta.cached, 0)
+
+
+@kernel
+def take(pool, log):
+    """A live, private entry on the lowest free block, or NONE when the limit is reached."""
+    meta = pool.meta
+    if meta.live + meta.cached >= meta.limit:
+        return NONE
+    entry = meta.first_free_entry
+    record = pool.entries[entry]
+    meta.first_free_entry = record.next
+    block = lowest_free_block(pool)
+    _mark_taken(pool, block)
+    pool.entry_at[block] = entry
+    record.block = block
+    record.pins = 1
+    record.key = NONE
+    record.next = NONE
+    record.prev = NONE
+    meta.live += 1
+    stamp(pool, log, entry)
+    return entry
+
+
+@kernel
+def stamp(pool, log, entry):
+    """Give the block of `entry` a content of its own."""
+    record = pool.entries[entry]
+    record.tag = log.head.next_tag
+    log.head.next_tag += 1
+    record_op(log, STAMP, pool.meta.pool, record.block, pool.meta.pool, record.block, record.tag)
+
+
+@kernel
+def check_stamp(pool, log, entry):
+    record = pool.entries[entry]
+    record_op(log, CHECK, pool.meta.pool, record.block, pool.meta.pool, record.block, record.tag)
+
+
+@kernel
+def zero(pool, log, entry):
+    """Clear the block of a live entry, then stamp it."""
+    block = pool.entries[entry].block
+    record_op(log, ZERO, pool.meta.pool, block, pool.meta.pool, block, 0)
+    stamp(pool, log, entry)
+
+
+@kernel
+def copy(pool, log, source, target):
+    """Copy the content of one entry over another's."""
+    origin = pool.entries[source]
+    copied = pool.entries[target]
+    record_op(log, COPY, pool.meta.pool, origin.block, pool.meta.pool, copied.block, 0)
+    copied.tag = origin.tag
+    check_stamp(pool, log, target)
+
+
+@kernel
+def release(pool, log, entry):
+    """Free an entry that is live under one pin, or cached."""
+    meta = pool.meta
+    record = pool.entries[entry]
+    check_stamp(pool, log, entry)
+    if record.pins > 0:
+        meta.live -= 1
+    else:
+        _leave_eviction_order(pool, entry)
+        meta.cached -= 1
+    _mark_free(pool, record.block)
+    pool.entry_at[record.block] = NONE
+    record.block = NONE
+    record.pins = 0
+    record.key = NONE
+    record.generation += 1
+    record.prev = NONE
+    record.next = meta.first_free_entry
+    meta.first_free_entry = entry
+
+
+@kernel
+def pin(pool, entry):
+    """One more live request holds `entry`."""
+    record = pool.entries[entry]
+    if record.pins == 0:
+        _leave_eviction_order(pool, entry)
+        pool.meta.cached -= 1
+        pool.meta.live += 1
+    record.pins += 1
+
+
+@kernel
+def unpin(pool, entry):
+    """One live request less holds `entry`; the last one leaves it cached, to be evicted last."""
+    record = pool.entries[entry]
+    record.pins -= 1
+    if record.pins == 0:
+        pool.meta.live -= 1
+        pool.meta.cached += 1
+        _join_eviction_order(pool, entry)
+
+
+@kernel
+def touch(pool, entry):
+    """Move a cached entry to the end of the eviction order."""
+    _leave_eviction_order(pool, entry)
+    _join_eviction_order(pool, entry)
+
+
+@kernel
+def _join_eviction_order(pool, entry):
+    meta = pool.meta
+    record = pool.entries[entry]
+    record.next = NONE
+    record.prev = meta.evict_last
+    if meta.evict_last == NONE:
+        meta.evict_first = entry
+    else:
+        pool.entries[meta.evict_last].next = entry
+    meta.evict_last = entry
+
+
+@kernel
+def _leave_eviction_order(pool, entry):
+    meta = pool.meta
+    record = pool.entries[entry]
+    if record.prev == NONE:
+        meta.evict_first = record.next
+    else:
+        pool.entries[record.prev].next = record.next
+    if record.next == NONE:
+        meta.evict_last = record.prev
+    else:
+        pool.entries[record.next].prev = record.prev
+
+
+@kernel
+def relocate(pool, log, entry):
+    """Move an entry's content to the lowest free block; whoever names the entry does not notice."""
+    record = pool.entries[entry]
+    old, new = record.block, lowest_free_block(pool)
+    _mark_taken(pool, new)
+    record_op(log, COPY, pool.meta.pool, old, pool.meta.pool, new, 0)
+    record.block = new
+    pool.entry_at[new] = entry
+    pool.entry_at[old] = NONE
+    _mark_free(pool, old)
+    check_stamp(pool, log, entry)
+
+
+@kernel
+def make_handle(pool, entry):
+    """64 bits: pool (1), generation (31), index (32)."""
+    return (pool.meta.pool << 63) | (np.int64(pool.entries[entry].generation & 0x7FFFFFFF) << 32) | np.int64(entry)
+
+
+@kernel
+def resolve_handle(pool, handle):
+    """The entry that `handle` names, or NONE when it is foreign, stale or already freed."""
+    if ((handle >> 63) & 1) != pool.meta.pool:
+        return NONE
+    entry = handle & 0xFFFFFFFF
+    if entry >= len(pool.entries):
+        return NONE
+    record = pool.entries[entry]
+    if record.block == NONE or (record.generation & 0x7FFFFFFF) != ((handle >> 32) & 0x7FFFFFFF):
+        return NONE
+    return entry
+
+
+def check_pool(pool: Pool) -> None:
+    """Raise AssertionError unless the page table, the counts, the bitmap and the eviction order agree."""
+    meta, entries = pool.meta, pool.entries
+    used = np.flatnonzero(entries["block"] != NONE)
+    live, cached = used[entries["pins"][used] > 0], used[entries["pins"][used] == 0]
+    assert len(live) == meta.live and len(cached) == meta.cached, (len(live), len(cached), meta)
+    assert meta.capacity == meta.chunks * meta.chunk_bytes // meta.block_bytes and meta.limit <= meta.capacity, meta
+    assert meta.live + meta.cached <= meta.capacity, meta
+    assert np.all(entries["block"][used] < meta.capacity), "a block above the mapped chunks is in use"
+    assert np.array_equal(pool.entry_at[entries["block"][used]], used), "entry_at does not invert the page table"
+    assert np.count_nonzero(pool.entry_at != NONE) == len(used), "entry_at names a free entry"
+    low = pool.free_bits[: pool.level_start[1]]
+    bits = ((low[:, None] >> np.arange(WORD)) & 1).astype(bool).ravel()[: len(pool.entry_at)]
+    assert np.array_equal(bits, pool.entry_at == NONE), "the bitmap of free blocks is wrong"
+    order, entry = [], int(meta.evict_first)
+    while entry != NONE:
+        order.append(entry)
+        entry = int(entries["next"][entry])
+    assert sorted(order) == sorted(cached.tolist()), "the eviction order does not hold the cached entries"

@@ -1,0 +1,205 @@
+"""What is cached and what a request can reuse.
+
+Pages and snapshots hang on dense page ids: `ids[i].page` is the resident page of id i, `ids[i].snapshot` the recurrent
+state at the end of that page. Residency is prefix-closed: a request releases its pages deepest first, and whoever uses
+a page uses everything before it, so the eviction order never takes a page that a resident page continues.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hbmgym.memory_backend.jit import subkernel
+from hbmgym.memory_backend.oplog import KV, SSM, OpLog, make_op_log
+from hbmgym.memory_backend.pools import NONE, Pool, check_pool, copy, make_pool, pin, release, stamp, take, touch, unpin
+from hbmgym.memory_backend.split import Layout
+
+NEVER = 1e300  # a time that does not come; finite, so that differences stay finite
+PAGE_ID = np.dtype([("page", "i4"), ("snapshot", "i4"), ("seen", "i4")], align=True)
+SPLIT = np.dtype(
+    [
+        ("chunks", "i8"),  # of the budget
+        ("requested_slots", "i8"),
+        ("tick_s", "f8"),  # when the next run of chunks arrives; NEVER: none is on its way
+        ("worker_free_s", "f8"),  # when the copies of earlier ticks are done
+        ("moved_chunks", "i8"),
+        ("relocated_bytes", "i8"),
+    ],
+    align=True,
+)
+
+
+class Memory(NamedTuple):
+    """Both pools, the prefix index, the split and the op log."""
+
+    kv: Pool
+    ssm: Pool
+    ids: np.recarray
+    split: np.record
+    chunk_at: np.ndarray
+    """int32, shape (2, chunks): physical chunk at each position of each pool, NONE above the mapped ones."""
+    log: OpLog
+
+
+def make_memory(layout: Layout, slots: int, id_count: int, log_capacity: int, log_enabled: bool) -> Memory:
+    """Empty pools at the split with `slots` slots."""
+    kv_chunks = layout.kv_chunks(slots)
+    ids = np.zeros(max(id_count, 1), PAGE_ID).view(np.recarray)
+    ids["page"] = ids["snapshot"] = NONE
+    split = np.zeros(1, SPLIT).view(np.recarray)[0]
+    split.chunks, split.requested_slots, split.tick_s = layout.chunks, slots, NEVER
+    chunk_at = np.full((2, layout.chunks), NONE, np.int32)
+    chunk_at[KV, :kv_chunks] = np.arange(kv_chunks)
+    chunk_at[SSM, : layout.chunks - kv_chunks] = np.arange(kv_chunks, layout.chunks)
+    return Memory(
+        make_pool(KV, layout.page_bytes, layout.chunk_bytes, kv_chunks, layout.chunks),
+        make_pool(SSM, layout.slot_bytes, layout.chunk_bytes, layout.chunks - kv_chunks, layout.chunks),
+        ids,
+        split,
+        chunk_at,
+        make_op_log(log_capacity, log_enabled),
+    )
+
+
+@subkernel
+def resident_depth(memory, refs, first, depth):
+    """How many of the leading `depth` ids have their page resident (binary search: residency is prefix-closed)."""
+    low, high = 0, depth
+    while low < high:
+        middle = (low + high) // 2
+        if memory.ids[refs[first + middle]].page != NONE:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@subkernel
+def seen_depth(memory, refs, first, depth):
+    """How many of the leading `depth` ids were ever resident: what an unbounded cache would hold."""
+    low, high = 0, depth
+    while low < high:
+        middle = (low + high) // 2
+        if memory.ids[refs[first + middle]].seen != 0:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@subkernel
+def live_depth(memory, refs, first, depth):
+    """How many of the leading `depth` resident pages are pinned (pins are prefix-closed too)."""
+    low, high = 0, depth
+    while low < high:
+        middle = (low + high) // 2
+        if memory.kv.entries[memory.ids[refs[first + middle]].page].pins > 0:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@subkernel
+def snapshot_depth(memory, refs, first, depth):
+    """The deepest of the leading `depth` ids that ends in a snapshot, counted from 1; 0 if none does."""
+    for j in range(depth, 0, -1):
+        if memory.ids[refs[first + j - 1]].snapshot != NONE:
+            return j
+    return 0
+
+
+@subkernel
+def evict_snapshot(memory):
+    """Drop the first snapshot of the eviction order; its pages stay."""
+    entry = memory.ssm.meta.evict_first
+    memory.ids[memory.ssm.entries[entry].key].snapshot = NONE
+    release(memory.ssm, memory.log, entry)
+    memory.ssm.meta.evictions += 1
+
+
+@subkernel
+def evict_page(memory):
+    """Drop the first page of the eviction order and the snapshot at its end."""
+    entry = memory.kv.meta.evict_first
+    page_id = memory.ids[memory.kv.entries[entry].key]
+    if page_id.snapshot != NONE:
+        release(memory.ssm, memory.log, page_id.snapshot)
+        memory.ssm.meta.evictions += 1
+        page_id.snapshot = NONE
+    page_id.page = NONE
+    release(memory.kv, memory.log, entry)
+    memory.kv.meta.evictions += 1
+
+
+@subkernel
+def take_page(memory):
+    """A live private page, evicting if need be; NONE when every page is live."""
+    entry = take(memory.kv, memory.log)
+    while entry == NONE and memory.kv.meta.cached > 0:
+        evict_page(memory)
+        entry = take(memory.kv, memory.log)
+    return entry
+
+
+@subkernel
+def take_slot(memory):
+    """A live private slot, evicting if need be; NONE when every slot is live."""
+    entry = take(memory.ssm, memory.log)
+    while entry == NONE and memory.ssm.meta.cached > 0:
+        evict_snapshot(memory)
+        entry = take(memory.ssm, memory.log)
+    return entry
+
+
+@subkernel
+def publish_page(memory, entry, page_id):
+    """Make a live private page the resident page of `page_id`; if another one is, use that and free this one."""
+    resident = memory.ids[page_id].page
+    if resident != NONE:
+        release(memory.kv, memory.log, entry)
+        pin(memory.kv, resident)
+        return
+    memory.kv.entries[entry].key = page_id
+    memory.ids[page_id].page = entry
+    memory.ids[page_id].seen = 1
+
+
+@subkernel
+def publish_snapshot(memory, entry, page_id):
+    """Make a live private slot the snapshot at the end of `page_id`'s page, cached; free it if there is one."""
+    if memory.ids[page_id].snapshot != NONE:
+        touch(memory.ssm, memory.ids[page_id].snapshot)
+        release(memory.ssm, memory.log, entry)
+        return
+    memory.ssm.entries[entry].key = page_id
+    memory.ids[page_id].snapshot = entry
+    unpin(memory.ssm, entry)
+
+
+@subkernel
+def save_snapshot(memory, working, page_id):
+    """Copy the working state to a free or evictable slot as `page_id`'s snapshot; False if there is no such slot."""
+    entry = take_slot(memory)
+    if entry == NONE:
+        return False
+    copy(memory.ssm, memory.log, working, entry)
+    stamp(memory.ssm, memory.log, working)  # the state goes on
+    publish_snapshot(memory, entry, page_id)
+    return True
+
+
+def check_memory(memory: Memory) -> None:
+    """Raise AssertionError unless pools, prefix index and chunk ownership agree."""
+    check_pool(memory.kv)
+    check_pool(memory.ssm)
+    for pool, column in ((memory.kv, "page"), (memory.ssm, "snapshot")):
+        held = np.flatnonzero(memory.ids[column] != NONE)
+        assert np.array_equal(pool.entries["key"][memory.ids[column][held]], held), f"a {column} has another id"
+        keyed = np.flatnonzero(pool.entries["key"] != NONE)
+        assert len(keyed) == len(held), f"a {column} is keyed but not in the index"
+    assert np.all(memory.ssm.entries["key"][memory.ssm.entries["pins"] > 0] == NONE), "a live slot has an id"
+    with_snapshot = memory.ids["snapshot"] != NONE
+    assert np.all(memory.ids["page"][with_snapshot] != NONE), "a snapshot outlived its page"
+    owned = np.concatenate([memory.chunk_at[p, : pool.meta.chunks] for p, pool in enumerate((memory.kv, memory.ssm))])
+    assert np.array_equal(np.sort(owned), np.arange(memory.split.chunks)), "a chunk is lost or owned twice"

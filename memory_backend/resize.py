@@ -1,0 +1,117 @@
+"""The four steps from the requested to the effective split.
+
+To shrink a pool to C blocks: (1) stop handing out above C, (2) evict until live + cached <= C, (3) relocate what lies
+above into the lowest free blocks, (4) if live alone exceeds C, move what is free and go on when a request finishes.
+Chunks then leave the top of the shrinking pool for the top of the other in runs, each after its modelled time.
+"""
+
+from hbmgym.memory_backend.jit import kernel, subkernel
+from hbmgym.memory_backend.oplog import MOVE, record_op
+from hbmgym.memory_backend.pools import NONE, relocate
+from hbmgym.memory_backend.prefix_cache import NEVER, evict_page, evict_snapshot
+
+RUN_CHUNKS = 256  # chunks per run: 19 ms at 75 us each, about one decode iteration
+
+
+@subkernel
+def _set_target(pool, target_chunks):
+    meta = pool.meta
+    meta.target_chunks = target_chunks
+    meta.limit = min(meta.capacity, target_chunks * meta.chunk_bytes // meta.block_bytes)
+
+
+@kernel
+def request_split(memory, slots, ssm_chunks, now_s, chunk_move_s):
+    """Ask for the split with `slots` slots on `ssm_chunks` chunks; replaces a pending request."""
+    memory.split.requested_slots = slots
+    _set_target(memory.ssm, ssm_chunks)
+    _set_target(memory.kv, memory.split.chunks - ssm_chunks)
+    memory.split.tick_s = NEVER
+    go_on_shrinking(memory, now_s, chunk_move_s)
+
+
+@subkernel
+def _movable_chunks(pool):
+    """Chunks at the top of a shrinking pool that its blocks in use, packed low, do not need."""
+    meta = pool.meta
+    in_use = -(-(meta.live + meta.cached) * meta.block_bytes // meta.chunk_bytes)
+    return max(meta.chunks - max(meta.target_chunks, in_use), 0)
+
+
+@subkernel
+def _next_run(memory):
+    """(from the KV pool?, chunks) of the next run; 0 chunks when nothing can move now."""
+    from_kv = memory.kv.meta.chunks > memory.kv.meta.target_chunks
+    movable = _movable_chunks(memory.kv) if from_kv else _movable_chunks(memory.ssm)
+    return from_kv, min(movable, RUN_CHUNKS)
+
+
+@subkernel
+def go_on_shrinking(memory, now_s, chunk_move_s):
+    """Evict down to the limits and schedule what can move; to be called after a request or whenever memory is freed."""
+    while memory.ssm.meta.live + memory.ssm.meta.cached > memory.ssm.meta.limit and memory.ssm.meta.cached > 0:
+        evict_snapshot(memory)
+    while memory.kv.meta.live + memory.kv.meta.cached > memory.kv.meta.limit and memory.kv.meta.cached > 0:
+        evict_page(memory)
+    _schedule_run(memory, now_s, chunk_move_s)
+
+
+@subkernel
+def _schedule_run(memory, now_s, chunk_move_s):
+    """If chunks can move and none are on their way, say when the next run arrives."""
+    if memory.split.tick_s < NEVER or memory.kv.meta.chunks == memory.kv.meta.target_chunks:
+        return
+    _, chunks = _next_run(memory)
+    if chunks > 0:
+        memory.split.tick_s = max(now_s, memory.split.worker_free_s) + chunks * chunk_move_s
+
+
+@subkernel
+def _clear_top(pool, log, capacity):
+    """Relocate what lies at or above `capacity`; returns the bytes copied."""
+    copied = 0
+    for block in range(capacity, pool.meta.capacity):
+        entry = pool.entry_at[block]
+        if entry != NONE:
+            relocate(pool, log, entry)
+            copied += pool.meta.block_bytes
+    return copied
+
+
+@subkernel
+def _set_chunks(pool, chunks):
+    meta = pool.meta
+    meta.chunks = chunks
+    meta.capacity = chunks * meta.chunk_bytes // meta.block_bytes
+    meta.limit = min(meta.capacity, meta.target_chunks * meta.chunk_bytes // meta.block_bytes)
+
+
+@subkernel
+def _move_top_chunks(memory, donor, recipient, count):
+    for i in range(count):
+        source = donor.meta.chunks - 1 - i
+        target = recipient.meta.chunks + i
+        chunk = memory.chunk_at[donor.meta.pool, source]
+        memory.chunk_at[donor.meta.pool, source] = NONE
+        memory.chunk_at[recipient.meta.pool, target] = chunk
+        record_op(memory.log, MOVE, donor.meta.pool, source, recipient.meta.pool, target, chunk)
+
+
+@subkernel
+def run_arrives(memory, now_s, chunk_move_s, copy_s_per_byte):
+    """Move the run that is due; returns the seconds its copies and remaps took on the worker."""
+    split = memory.split
+    split.tick_s = NEVER
+    from_kv, count = _next_run(memory)
+    donor = memory.kv if from_kv else memory.ssm
+    recipient = memory.ssm if from_kv else memory.kv
+    left = donor.meta.chunks - count
+    copied = _clear_top(donor, memory.log, left * donor.meta.chunk_bytes // donor.meta.block_bytes)
+    _move_top_chunks(memory, donor, recipient, count)
+    _set_chunks(donor, left)
+    _set_chunks(recipient, recipient.meta.chunks + count)
+    split.moved_chunks += count
+    split.relocated_bytes += copied
+    split.worker_free_s = now_s + copied * copy_s_per_byte
+    _schedule_run(memory, now_s, chunk_move_s)
+    return count * chunk_move_s + copied * copy_s_per_byte

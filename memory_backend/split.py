@@ -1,0 +1,77 @@
+"""The splits of one budget that can be realised in whole chunks without wasting capacity."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One budget of equal chunks shared by a pool of KV pages and a pool of recurrent slots.
+
+    A split is named by its slot count k: k slots take ceil(k * slot_bytes / chunk_bytes) chunks, KV takes the rest.
+    Rounding never destroys capacity: between two slot counts there is no split.
+
+    Raises ValueError when `min_slots` slots and `min_pages` pages do not fit together.
+    """
+
+    budget_bytes: int
+    """Bytes of both pools; a whole number of chunks."""
+    chunk_bytes: int
+    page_bytes: int
+    slot_bytes: int
+    min_slots: int
+    """Fewest slots the SSM pool may keep: those of one request."""
+    min_pages: int
+    """Fewest pages the KV pool may keep: one prefill chunk and a page."""
+
+    def __post_init__(self) -> None:
+        if self.budget_bytes % self.chunk_bytes:
+            raise ValueError(f"budget_bytes {self.budget_bytes} is not a multiple of chunk_bytes {self.chunk_bytes}")
+        if self.max_slots < self.min_slots:
+            needed = (self._ssm_chunks(self.min_slots) + self._min_kv_chunks) * self.chunk_bytes
+            raise ValueError(
+                f"a budget of {self.budget_bytes} bytes cannot hold {self.min_slots} slots of {self.slot_bytes} bytes "
+                f"and {self.min_pages} pages of {self.page_bytes} bytes: give at least {needed} bytes"
+            )
+
+    @property
+    def chunks(self) -> int:
+        return self.budget_bytes // self.chunk_bytes
+
+    @property
+    def _min_kv_chunks(self) -> int:
+        return -(-self.min_pages * self.page_bytes // self.chunk_bytes)
+
+    def _ssm_chunks(self, slots: int) -> int:
+        return -(-slots * self.slot_bytes // self.chunk_bytes)
+
+    @property
+    def max_slots(self) -> int:
+        return (self.chunks - self._min_kv_chunks) * self.chunk_bytes // self.slot_bytes
+
+    @property
+    def share_bounds(self) -> tuple[float, float]:
+        """(smallest, largest) realisable kv_share."""
+        return self.share(self.max_slots), self.share(self.min_slots)
+
+    @property
+    def share_step(self) -> float:
+        """kv_share of one slot."""
+        return self.slot_bytes / self.budget_bytes
+
+    def kv_chunks(self, slots: int) -> int:
+        """KV chunks of the split with `slots` slots."""
+        return self.chunks - self._ssm_chunks(slots)
+
+    def pages(self, slots: int) -> int:
+        """KV pages of the split with `slots` slots."""
+        return self.kv_chunks(slots) * self.chunk_bytes // self.page_bytes
+
+    def share(self, slots: int) -> float:
+        """kv_share = KV chunks / all chunks of the split with `slots` slots."""
+        return self.kv_chunks(slots) / self.chunks
+
+    def slots(self, kv_share: float) -> int:
+        """The slot count whose share is nearest to `kv_share`, within the bounds; the fewer slots on a tie."""
+        guess = round((1.0 - kv_share) * self.budget_bytes / self.slot_bytes)
+        near = (min(max(guess + d, self.min_slots), self.max_slots) for d in (-1, 0, 1))
+        return min(near, key=lambda k: (abs(self.share(k) - kv_share), k))

@@ -1,0 +1,123 @@
+"""What all drivers share: entries are checked before they touch memory, and the log is cut into runs of one sort."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from hbmgym.memory_backend.oplog import CHECK, COPY, MOVE, OP_NAMES, POOL_NAMES, STAMP
+from hbmgym.memory_backend.split import Layout
+from hbmgym.memory_backend.vmm.ownership import MOVE_FIELDS, Move, Ownership
+from hbmgym.memory_backend.vmm.protocol import VmmError
+
+
+class LogDriver(ABC):
+    """Executes an op log over one table of owners; a subclass says what moves and block entries do to memory."""
+
+    name: str
+
+    def __init__(self, layout: Layout, kv_chunks: int):
+        self.why = f"{self.name}: asked for by name"
+        self.stamps_checked = 0
+        self.chunks_moved = 0
+        self.measured_move_s = 0.0
+        self._chunks = layout.chunks
+        self._chunk_bytes = layout.chunk_bytes
+        self._block_bytes = (layout.page_bytes, layout.slot_bytes)
+        self._ownership = Ownership.initial(layout.chunks, kv_chunks)
+        self._refusal = ""
+
+    @abstractmethod
+    def _move(self, moves: list[Move], after: Ownership) -> None:
+        """Make legal moves that lead to `after`, all of them, or none and raise VmmError."""
+
+    @abstractmethod
+    def _run_blocks(self, ops: np.ndarray) -> None:
+        """Execute legal entries other than MOVE; raise VmmError at a CHECK that does not read back."""
+
+    def execute(self, ops: np.ndarray) -> None:
+        """Execute `ops` in order (see `Vmm.execute`)."""
+        self._require_usable()
+        ops = ops.view(np.recarray)
+        kinds = ops["kind"]
+        _require(ops, (kinds >= 0) & (kinds < len(OP_NAMES)), lambda op: f"unknown kind {op.kind}")
+        for pools in (ops["pool"], ops["target_pool"]):
+            _require(ops, (pools >= 0) & (pools < len(POOL_NAMES)), lambda op: f"unknown pool in {op}")
+        for run in _runs(ops):
+            if run[0].kind == MOVE:
+                self._move_run(run)
+            else:
+                self._require_legal_blocks(run)
+                self._run_blocks(run)
+
+    def chunk_at(self, pool: int) -> np.ndarray:
+        """Physical chunk at each position of `pool`: int64[chunks of the pool]."""
+        self._require_usable()
+        return self._ownership.chunk_at(pool)
+
+    def check(self) -> None:
+        """Raise VmmError unless every chunk is owned exactly once."""
+        self._require_usable()
+        self._ownership.check(self._chunks)
+
+    def close(self) -> None:
+        """Refuse everything from now on."""
+        self._refusal = "it is closed"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_usable(self) -> None:
+        if self._refusal:
+            raise VmmError(f"{self.name} memory refuses every operation: {self._refusal}")
+
+    def _capacity(self, pool: int) -> int:
+        return self._ownership.count(pool) * self._chunk_bytes // self._block_bytes[pool]
+
+    def _move_run(self, ops: np.ndarray) -> None:
+        moves = [Move(*row) for row in ops[MOVE_FIELDS].tolist()]
+        after = self._ownership.after(moves)
+        started = perf_counter()
+        self._move(moves, after)
+        self.measured_move_s += perf_counter() - started
+        self._ownership = after
+        self.chunks_moved += len(moves)
+
+    def _require_legal_blocks(self, ops: np.ndarray) -> None:
+        source, target, kind = ops["source"], ops["target"], ops["kind"]
+        capacity = np.array([self._capacity(pool) for pool in range(len(POOL_NAMES))])[ops["pool"]]
+        no_copy, no_stamp = kind != COPY, (kind != STAMP) & (kind != CHECK)
+        _require(ops, (source >= 0) & (source < capacity), lambda op: f"{_block(op, op.source)} is not mapped")
+        _require(
+            ops, no_copy | (target >= 0) & (target < capacity), lambda op: f"{_block(op, op.target)} is not mapped"
+        )
+        _require(ops, no_copy | (ops["target_pool"] == ops["pool"]), lambda op: "a block stays in its pool")
+        _require(ops, no_stamp | (ops["tag"] > 0), lambda op: f"{op.tag} is not a stamp: stamps start at 1")
+
+
+def _block(op: np.record, block: int) -> str:
+    return f"{POOL_NAMES[op.pool]} block {block}"
+
+
+def _runs(ops: np.ndarray) -> Iterator[np.ndarray]:
+    """Consecutive entries that are all MOVEs or all something else."""
+    turns = np.flatnonzero(np.diff(ops["kind"] == MOVE)) + 1
+    edges = [0, *turns.tolist(), len(ops)]
+    return (ops[start:stop] for start, stop in pairwise(edges) if stop > start)
+
+
+def _require(ops: np.ndarray, legal: np.ndarray, problem: Callable[[np.record], str]) -> None:
+    """Raise VmmError about the first entry that is not `legal`."""
+    if not legal.all():
+        op = ops[int(np.argmin(legal))]
+        name = OP_NAMES[op.kind] if 0 <= op.kind < len(OP_NAMES) else "op"
+        raise VmmError(f"{name}: {problem(op)}")

@@ -1,0 +1,210 @@
+"""The driver on host memory: one sealed memfd holds all chunks, two reserved ranges show them, mremap moves them."""
+
+import mmap
+import os
+import weakref
+from contextlib import ExitStack
+
+import numpy as np
+
+from hbmgym.memory_backend.oplog import COPY, KV, POOL_NAMES, SSM
+from hbmgym.memory_backend.split import Layout
+from hbmgym.memory_backend.vmm import linux
+from hbmgym.memory_backend.vmm.driver import LogDriver
+from hbmgym.memory_backend.vmm.ownership import Move, Ownership
+from hbmgym.memory_backend.vmm.protocol import VmmError, VmmRefused
+from hbmgym.memory_backend.vmm.stamps import (
+    LEAST_BLOCK_BYTES,
+    NO_FAULT,
+    WORD_BYTES,
+    StampedRange,
+    run_stamps,
+    salts,
+    word_offsets,
+)
+
+_SPARE_MAPPINGS = 300
+"""Mappings left to the rest of the process: at the kernel's limit even the interpreter fails to allocate."""
+
+
+class HostVmm(LogDriver):
+    """Chunk i is bytes [i, i + 1) * chunk_bytes of the memfd; position i of a pool is the same part of its range.
+
+    Block b of a pool is bytes [b, b + 1) * block_bytes of its range. Raises VmmRefused when the layout cannot be
+    held here.
+    """
+
+    name = "host"
+
+    def __init__(self, layout: Layout, kv_chunks: int):
+        super().__init__(layout, kv_chunks)
+        _require_layout_fits(layout)
+        self._stamped: tuple[StampedRange, ...] = ()
+        # The system calls of a move are attributes, so that their failure can be tried.
+        self.remap = linux.remap
+        self.reserve = linux.reserve
+        with ExitStack() as resources:
+            try:
+                self._acquire(layout.budget_bytes, resources)
+            except OSError as error:
+                raise VmmRefused(f"host memory: {error.strerror} while mapping {layout.budget_bytes} bytes") from error
+            # Also runs when the driver is dropped without close().
+            self._release = weakref.finalize(self, resources.pop_all().close)
+
+    def pool_bytes(self, pool: int) -> np.ndarray:
+        """The mapped bytes of `pool` (uint8), valid until chunks move or the driver closes: past that it may crash."""
+        self._require_usable()
+        return self._stamped[pool].data[: self._ownership.count(pool) * self._chunk_bytes]
+
+    def check(self) -> None:
+        """Raise VmmError unless every chunk is owned once and the kernel maps exactly the owned chunks, in place."""
+        super().check()
+        expected = {
+            self._bases[pool] + position * self._chunk_bytes: chunk * self._chunk_bytes
+            for pool in (KV, SSM)
+            for position, chunk in enumerate(self._ownership.chunk_at(pool).tolist())
+        }
+        found = {
+            address: mapping.offset + address - mapping.start
+            for mapping in linux.file_mappings(self._descriptor)
+            for address in range(mapping.start, mapping.stop, self._chunk_bytes)
+        }
+        if found != expected:
+            address, _ = min(found.items() ^ expected.items())
+            raise VmmError(
+                f"address {address:#x}: expected byte {expected.get(address)} of the chunks, "
+                f"mapped is {found.get(address)}"
+            )
+
+    def close(self) -> None:
+        """Unmap everything and close the memfd; a second call does nothing."""
+        super().close()
+        self._stamped = ()
+        self._release()
+
+    def _acquire(self, budget_bytes: int, resources: ExitStack) -> None:
+        self._descriptor = linux.sealed_memory("hbmgym-chunks", budget_bytes)
+        resources.callback(os.close, self._descriptor)
+        self._bases = tuple(self._reserve_pool(budget_bytes, resources) for _ in POOL_NAMES)
+        self._require_remap()
+        for pool in (KV, SSM):
+            chunks = self._ownership.chunk_at(pool)
+            if chunks.size:
+                length, offset = chunks.size * self._chunk_bytes, int(chunks[0]) * self._chunk_bytes
+                linux.map_file(self._bases[pool], length, self._descriptor, offset)
+        self._stamped = tuple(self._stamped_range(pool, budget_bytes) for pool in (KV, SSM))
+
+    def _reserve_pool(self, budget_bytes: int, resources: ExitStack) -> int:
+        # Ranges that start on a multiple of the chunk let mremap move whole page tables: several times faster.
+        length = budget_bytes + self._chunk_bytes
+        address = linux.reserve_anywhere(length)
+        resources.callback(linux.unmap, address, length)
+        return -(-address // self._chunk_bytes) * self._chunk_bytes
+
+    def _require_remap(self) -> None:
+        """Try one move on an empty driver, so that an old kernel is refused before any data are held."""
+        source, target = self._bases
+        linux.map_file(source, self._chunk_bytes, self._descriptor, 0)
+        try:
+            self.remap(source, self._chunk_bytes, target)
+        except OSError as error:
+            raise VmmRefused(f"host memory: mremap says {error.strerror}; Linux 5.13 or later is needed") from error
+        for base in self._bases:
+            self.reserve(base, self._chunk_bytes)
+
+    def _stamped_range(self, pool: int, budget_bytes: int) -> StampedRange:
+        block_bytes = self._block_bytes[pool]
+        offsets = word_offsets(block_bytes, self._chunk_bytes)
+        return StampedRange(linux.bytes_at(self._bases[pool], budget_bytes), block_bytes, offsets, salts(offsets))
+
+    def _run_blocks(self, ops: np.ndarray) -> None:
+        position = 0
+        while position < len(ops):
+            position, checked, wrong = run_stamps(ops, position, *self._stamped)
+            self.stamps_checked += checked
+            if wrong != NO_FAULT:
+                raise self._wrong_stamp(ops[position], wrong)
+            if position < len(ops):
+                self._copy_or_zero(ops[position])
+                position += 1
+
+    def _copy_or_zero(self, op: np.record) -> None:
+        if op.kind == COPY:
+            self._block(op.pool, op.target)[:] = self._block(op.pool, op.source)
+        else:
+            self._block(op.pool, op.source)[:] = 0
+
+    def _block(self, pool: int, block: int) -> np.ndarray:
+        size = self._block_bytes[pool]
+        return self._stamped[pool].data[block * size : (block + 1) * size]
+
+    def _wrong_stamp(self, op: np.record, word: int) -> VmmError:
+        stamped = self._stamped[op.pool]
+        offset, salt = int(stamped.offsets[word]), int(stamped.salts[word])
+        held = self._block(op.pool, op.source)[offset : offset + WORD_BYTES].tobytes()
+        found = (int.from_bytes(held, "little", signed=True) ^ salt) % 2**64
+        raw = "zeros" if not any(held) else str(found)
+        return VmmError(f"{POOL_NAMES[op.pool]} block {op.source}, byte {offset}: expected stamp {op.tag}, found {raw}")
+
+    def _move(self, moves: list[Move], after: Ownership) -> None:
+        # One mremap per chunk: moves take the top chunk first, so positions run down at the source and up at the
+        # target. A run arrives in reverse order, and one mremap over several chunks would keep their order.
+        self._refusal = "a run of moves was interrupted"
+        made: list[Move] = []
+        try:
+            for move in moves:
+                self.remap(*self._places(move))
+                made.append(move)
+            self._reserve_vacated(after, after.most)
+        except OSError as error:
+            self._undo(made, after.most, error)
+            self._refusal = ""
+            raise VmmError(
+                f"{len(made)} of {len(moves)} moves made, then {error.strerror}; all of them were undone"
+            ) from error
+        self._refusal = ""
+
+    def _undo(self, made: list[Move], most: list[int], cause: OSError) -> None:
+        """Take back `made` moves, newest first; if that fails too, no chunk's contents can be trusted again."""
+        try:
+            for move in reversed(made):
+                source, length, target = self._places(move)
+                self.remap(target, length, source)
+            self._reserve_vacated(self._ownership, most)
+        except OSError as error:
+            self._refusal = f"a move failed ({cause.strerror}) and so did its roll-back ({error.strerror})"
+            raise VmmError(f"host memory: {self._refusal}; chunks are in an unknown state") from error
+
+    def _places(self, move: Move) -> tuple[int, int, int]:
+        """(source address, bytes, target address)."""
+        source = self._bases[move.pool] + move.source * self._chunk_bytes
+        return source, self._chunk_bytes, self._bases[move.target_pool] + move.target * self._chunk_bytes
+
+    def _reserve_vacated(self, ownership: Ownership, most: list[int]) -> None:
+        """Of all positions that were mapped during a run of moves, reserve those above the pools' tops again."""
+        for base, count, highest in zip(self._bases, (ownership.count(KV), ownership.count(SSM)), most, strict=True):
+            if count < highest:
+                self.reserve(base + count * self._chunk_bytes, (highest - count) * self._chunk_bytes)
+
+
+def _require_layout_fits(layout: Layout) -> None:
+    """Raise VmmRefused for a layout that this computer cannot hold or that stamps cannot cover."""
+    if layout.chunk_bytes % mmap.PAGESIZE:
+        raise VmmRefused(f"host memory: chunk_bytes {layout.chunk_bytes} is not a multiple of {mmap.PAGESIZE}")
+    smallest = min(layout.page_bytes, layout.slot_bytes)
+    if smallest < LEAST_BLOCK_BYTES:
+        raise VmmRefused(f"host memory: blocks of {smallest} bytes cannot be stamped, give {LEAST_BLOCK_BYTES} or more")
+    free_bytes, source = linux.free_memory()
+    if layout.budget_bytes > free_bytes // 2:
+        raise VmmRefused(
+            f"host memory: budget of {layout.budget_bytes} bytes is above half of the free memory "
+            f"({free_bytes // 2} bytes, from {source}): give a smaller budget or take the accounting backend"
+        )
+    limit, present = linux.mapping_limit()
+    # Each chunk may become a mapping of its own, and during a run of moves leave another one behind.
+    needed = present + 2 * layout.chunks + _SPARE_MAPPINGS
+    if needed > limit:
+        raise VmmRefused(
+            f"host memory: {layout.chunks} chunks may need {needed} mappings, above vm.max_map_count {limit}: "
+            "give larger chunks or a smaller budget"
+        )

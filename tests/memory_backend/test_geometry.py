@@ -1,0 +1,104 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hbmgym.memory_backend.geometry import MODELS, HybridModel, dtype_bytes, find_model
+
+PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "models" / "hybrid_models.json"
+TINY = HybridModel(
+    slug="tiny",
+    name="Tiny",
+    attention_layers=2,
+    kv_heads=3,
+    head_dim=5,
+    mla_dim=None,
+    recurrent_layers=7,
+    state_shape=(2, 3, 4),
+    conv_shape=(11, 3),
+    state_dtype="fp32",
+    q_heads=3,
+    total_params=100,
+    active_params=10,
+    shape_verified=True,
+    source="made up",
+)
+
+
+def test_kv_token_counts_keys_and_values_of_all_attention_layers():
+    assert TINY.kv_token_bytes("bf16") == 2 * 2 * 3 * 5 * 2
+    assert TINY.kv_token_bytes("fp8") == 2 * 2 * 3 * 5
+
+
+def test_mla_caches_its_latent_instead_of_heads():
+    assert replace(TINY, kv_heads=None, mla_dim=9).kv_token_bytes("bf16") == 2 * 9 * 2
+
+
+def test_slot_is_state_and_convolution_of_all_recurrent_layers():
+    assert TINY.slot_bytes("fp32") == 7 * (24 * 4 + 11 * 3 * 2)
+
+
+def test_convolution_stays_bf16_whatever_the_state():
+    assert TINY.slot_bytes("bf16") - TINY.state_bytes("bf16") == TINY.conv_bytes == 7 * 11 * 3 * 2
+
+
+def test_model_without_convolution_has_a_slot_of_state_alone():
+    assert replace(TINY, conv_shape=None).slot_bytes("fp32") == 7 * 24 * 4
+
+
+def test_page_is_page_tokens_of_kv():
+    assert TINY.page_bytes("bf16", 64) == 64 * TINY.kv_token_bytes("bf16")
+
+
+def test_weights_take_all_parameters():
+    assert (TINY.weight_bytes("fp8"), TINY.weight_bytes("bf16")) == (100, 200)
+
+
+def test_default_model_has_its_known_sizes():
+    model = find_model("qwen3-next-80b-a3b")
+    assert model.kv_token_bytes("bf16") == 24_576
+    assert model.slot_bytes("fp32") == 77_266_944
+    assert model.weight_bytes("fp8") == 80 * 10**9
+
+
+def test_unknown_model_is_one_line_with_the_known_slugs_and_a_guess():
+    with pytest.raises(ValueError) as error:
+        find_model("Qwen3.5-35B")
+    message = str(error.value)
+    assert "\n" not in message
+    assert "did you mean 'qwen3.5-35b-a3b'" in message
+    assert all(slug in message for slug in MODELS)
+
+
+def test_unknown_dtype_names_the_known_ones():
+    with pytest.raises(ValueError, match="unknown dtype 'int3': choose one of fp32, bf16, fp16, fp8"):
+        dtype_bytes("int3")
+
+
+def test_shapes_are_hashable_and_the_table_read_only():
+    assert len({*MODELS.values()}) == len(MODELS)
+    with pytest.raises(TypeError):
+        MODELS["x"] = find_model("qwen3.5-4b")  # type: ignore[index]
+
+
+def test_every_model_agrees_with_the_published_sizes():
+    if not PUBLISHED.exists():
+        pytest.skip("the published table shared/models is not beside the repository")
+    rows = json.loads(PUBLISHED.read_text())["models"]
+    assert len(rows) == len(MODELS)
+    for row, model in zip(rows, MODELS.values(), strict=True):
+        assert model.slug in row["name"].lower()
+        computed = {
+            "kv_bytes_per_token_bf16": model.kv_token_bytes("bf16"),
+            "kv_bytes_per_token_fp8": model.kv_token_bytes("fp8"),
+            "state_bytes_per_seq": model.slot_bytes(model.state_dtype),
+            "state_bytes_per_seq_bf16_ssm": model.slot_bytes("bf16"),
+            "conv_bytes_per_seq": model.conv_bytes,
+            "weight_bytes_bf16": model.weight_bytes("bf16"),
+            "weight_bytes_fp8": model.weight_bytes("fp8"),
+            "prefill_flops_per_token_linear": 2 * model.active_params,
+            "prefill_attn_flops_per_token_per_ctx_token": model.attention_layers * 4 * model.q_heads * model.head_dim,
+            "shape_verified": model.shape_verified,
+        }
+        assert computed == {key: row[key] for key in computed}, model.slug
