@@ -1,8 +1,5 @@
 """What is served, on what, under which rules: settings, defaults and all."""
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 
 GIB = 2**30
@@ -106,9 +103,3 @@ class ServingConfig:
     def budget_bytes(self) -> int:
         """Both pools, rounded down to whole chunks."""
         return int(self.hbm_gib * GIB) // CHUNK_BYTES * CHUNK_BYTES
-
-    @property
-    def hash(self) -> str:
-        """Of every setting: two rows of one table must agree on it."""
-        settings = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(settings.encode()).hexdigest()[:16]

@@ -1,5 +1,9 @@
 """Core: one serving engine with its cache and pools, advanced window by window under a split that may be changed."""
 
+import dataclasses
+import hashlib
+import json
+
 import numpy as np
 
 from hbmgym.controllers.base import TELEMETRY, Setup
@@ -24,7 +28,7 @@ from hbmgym.envs.traces.episode import Episode
 from hbmgym.memory_backend.geometry import find_model
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.pools import NONE
-from hbmgym.memory_backend.prefix_cache import check_memory, make_memory
+from hbmgym.memory_backend.prefix_cache import Memory, check_memory, make_memory
 from hbmgym.memory_backend.resize import request_split
 from hbmgym.memory_backend.split import Layout
 from hbmgym.memory_backend.vmm import Vmm, open_vmm
@@ -38,7 +42,8 @@ def make_layout(config: ServingConfig) -> Layout:
     if weights + config.budget_bytes > gpu.memory_bytes:
         raise ValueError(
             f"{model.slug} has {weights / 1e9:.1f} GB of weights per GPU, which with hbm_gib {config.hbm_gib:g} "
-            f"exceeds the {gpu.memory_bytes / 1e9:.0f} GB of {gpu.slug}: lower hbm_gib, raise tensor_parallel or choose another GPU"
+            f"exceeds the {gpu.memory_bytes / 1e9:.0f} GB of {gpu.slug}: lower hbm_gib, raise tensor_parallel or "
+            "choose another GPU"
         )
     pages_per_prefill = -(-config.prefill_budget // config.page_tokens)
     return Layout(
@@ -51,10 +56,43 @@ def make_layout(config: ServingConfig) -> Layout:
     )
 
 
+def cost_of(config: ServingConfig) -> np.record:
+    """The cost model's constants for a configuration."""
+    return make_cost(
+        find_model(config.model),
+        find_gpu(config.gpu),
+        tensor_parallel=config.tensor_parallel,
+        weight_dtype=config.weight_dtype,
+        kv_dtype=config.kv_dtype,
+        state_dtype=config.state_dtype,
+        prefill_budget=config.prefill_budget,
+        page_tokens=config.page_tokens,
+        chunk_move_s=config.chunk_move_s,
+    )
+
+
+def setup_hash(config: ServingConfig) -> str:
+    """Of all that must be equal for every row of a table: settings, policies, geometry, cost constants.
+
+    The split at start is the controller's and not part of it.
+    """
+    settings = dataclasses.asdict(config)
+    del settings["initial_kv_share"]
+    facts = [settings, dataclasses.asdict(make_layout(config)), cost_of(config).tolist()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
 @kernel
 def _ttft_slos(cost, rows, requests, floor_s, factor):
     for row in range(len(rows)):
         requests[row].ttft_slo_s = floor_s + factor * cold_prefill_s(cost, rows[row].input_tokens)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """A view that cannot be written: kernels are compiled for one kind of array only."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 class Core:
@@ -67,18 +105,8 @@ class Core:
     def __init__(self, config: ServingConfig, *, backend: str = "accounting", check: bool = False) -> None:
         self.config = config
         self.layout = make_layout(config)
+        self.cost = cost_of(config)
         model = find_model(config.model)
-        self.cost = make_cost(
-            model,
-            find_gpu(config.gpu),
-            tensor_parallel=config.tensor_parallel,
-            weight_dtype=config.weight_dtype,
-            kv_dtype=config.kv_dtype,
-            state_dtype=config.state_dtype,
-            prefill_budget=config.prefill_budget,
-            page_tokens=config.page_tokens,
-            chunk_move_s=config.chunk_move_s,
-        )
         self.setup = Setup(
             layout=self.layout,
             kv_token_bytes=model.kv_token_bytes(config.kv_dtype) // config.tensor_parallel,
@@ -136,7 +164,9 @@ class Core:
         _ttft_slos(self.cost, episode.rows, requests, config.ttft_slo_floor_s, config.ttft_slo_factor)
         ends = np.full((GROWTH + config.page_tokens, 2), NONE, np.int32)
         heap = np.zeros(len(requests), np.int32)
-        return State(memory, episode.rows, episode.refs, requests, ends, heap, engine, self.cost)
+        return State(
+            memory, _read_only(episode.rows), _read_only(episode.refs), requests, ends, heap, engine, self.cost
+        )
 
     def _write_constants(self) -> None:
         telemetry, setup = self.telemetry, self.setup
@@ -187,6 +217,11 @@ class Core:
     def counters(self) -> np.record:
         """The ENGINE record: counters of the episode so far."""
         return self._state.engine
+
+    @property
+    def memory(self) -> Memory:
+        """Pools, prefix index and split; to be read only."""
+        return self._state.memory
 
     @property
     def moved_chunks(self) -> int:

@@ -108,7 +108,7 @@ class State(NamedTuple):
     """Everything a kernel needs, one per environment."""
 
     memory: Memory
-    rows: np.recarray
+    rows: np.ndarray
     refs: np.ndarray
     requests: np.recarray
     ends: np.ndarray

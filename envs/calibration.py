@@ -1,0 +1,134 @@
+"""How fast the classes of a generated scenario may arrive, so that the split matters and nothing is overloaded.
+
+The recipe: fix the budget; for each class alone find the largest rate at which its own best static split keeps goodput
+>= GOODPUT; a scenario then offers LOAD_FACTOR times that. Calibration uses training seeds only.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import Core, setup_hash
+from hbmgym.envs.serving.metrics import episode_metrics
+from hbmgym.envs.traces.compose import compose_generated
+from hbmgym.envs.traces.episode import Episode
+from hbmgym.envs.traces.generators import SessionClass
+from hbmgym.envs.traces.scenarios import find_scenario, generate_class
+from hbmgym.files import write_atomically
+
+GOODPUT = 0.95
+LOAD_FACTOR = 0.85
+SEEDS = (0, 1)
+WARMUP_S = 300.0
+MEASURED_S = 600.0
+PRECISION = 1.03
+"""Rates are found to within this factor."""
+SHIPPED = Path(__file__).with_name("class_rates.json")
+STARTING_RATE = 1.0
+
+
+def class_rates(scenario: str, config: ServingConfig) -> Mapping[str, float]:
+    """Requests per second of each class of `scenario`: shipped, found earlier on this computer, or found now."""
+    return {group.name: LOAD_FACTOR * _largest_rate(group, config) for group in find_scenario(scenario).classes}
+
+
+def _largest_rate(group: SessionClass, config: ServingConfig) -> float:
+    key = calibration_key(group, config)
+    for table in (SHIPPED, _own_table()):
+        rates = _read(table)
+        if key in rates:
+            return rates[key]["requests_per_s"]
+    print(
+        f"calibrating class {group.name} for {config.model} on {config.gpu} with {config.hbm_gib:g} GiB (once)",
+        file=sys.stderr,
+        flush=True,
+    )
+    rate = find_largest_rate(group, config)
+    remember_rate(_own_table(), group, config, rate)
+    return rate
+
+
+def _own_table() -> Path:
+    return Path.home() / ".cache" / "hbmgym" / "class_rates.json"
+
+
+def _read(table: Path) -> dict[str, dict[str, float]]:
+    try:
+        rates = json.loads(table.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return rates if isinstance(rates, dict) else {}
+
+
+def calibration_key(group: SessionClass, config: ServingConfig) -> str:
+    """Of everything that the rate depends on."""
+    facts = json.dumps([dataclasses.asdict(group), setup_hash(config), WARMUP_S, MEASURED_S], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def remember_rate(table: Path, group: SessionClass, config: ServingConfig, rate: float) -> None:
+    """Add a rate to a table of rates."""
+    rates = _read(table)
+    where = {"class": group.name, "model": config.model, "gpu": config.gpu, "hbm_gib": config.hbm_gib}
+    rates[calibration_key(group, config)] = {**where, "requests_per_s": rate}  # type: ignore[dict-item]
+    try:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(table, (json.dumps(rates, indent=1, sort_keys=True) + "\n").encode())
+    except OSError as error:
+        print(f"the rate could not be kept for next time: {error}", file=sys.stderr)
+
+
+def find_largest_rate(group: SessionClass, config: ServingConfig) -> float:
+    """Requests per second by bisection on a logarithmic scale; ValueError when even a trickle misses its SLOs."""
+    search = _RateSearch(group, config)
+    low = high = STARTING_RATE
+    while search.sustains(high):
+        low, high = high, high * 2.0
+    while not search.sustains(low):
+        low, high = low / 2.0, low
+        if low < STARTING_RATE / 4096:
+            raise ValueError(
+                f"class {group.name} misses its SLOs at any rate with {config.model} on {config.gpu} and "
+                f"{config.hbm_gib:g} GiB: raise hbm_gib or choose another model or GPU"
+            )
+    while high / low > PRECISION:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if search.sustains(middle) else (low, middle)
+    return round(low, 4)
+
+
+class _RateSearch:
+    """Does any static split keep the goodput at this rate? The split that did last is tried first."""
+
+    def __init__(self, group: SessionClass, config: ServingConfig) -> None:
+        self._group = group
+        self._core = Core(config)
+        low, high = self._core.layout.share_bounds
+        self._shares = [low + (high - low) * (i + 0.5) / 12 for i in range(12)]
+        self._best = 0.5
+
+    def sustains(self, rate_per_s: float) -> bool:
+        episodes = [self._episode(rate_per_s, seed) for seed in SEEDS]
+        for share in sorted(self._shares, key=lambda share: abs(share - self._best)):
+            if all(self._goodput(episode, share) >= GOODPUT for episode in episodes):
+                self._best = share
+                return True
+        return False
+
+    def _episode(self, rate_per_s: float, seed: int) -> Episode:
+        trace = generate_class(self._group, seed, rate_per_s, WARMUP_S, MEASURED_S)
+        return compose_generated(trace, seed=seed, page_tokens=self._core.config.page_tokens, warmup_s=WARMUP_S)
+
+    def _goodput(self, episode: Episode, share: float) -> float:
+        core = self._core
+        core.reset(episode, share, (share, share))
+        most_misses = (1.0 - GOODPUT) * len(episode.rows)
+        while not core.done and core.counters.missed <= most_misses:
+            core.run_window()
+        if not core.done:
+            return 0.0
+        return 1.0 - episode_metrics(episode, core.requests, core.setup.tpot_slo_s)["slo_violation_rate"]

@@ -1,0 +1,60 @@
+"""What happened to the requests of an episode: each metric is defined here and nowhere else.
+
+All are taken over the rows that arrive in the measured part. A request without a first token (rejected or never
+finished) enters the TTFT figures with WORST_RATIO times its TTFT SLO, which is also what it costs.
+"""
+
+import numpy as np
+
+from hbmgym.envs.serving.state import DOES_NOT_FIT, FINISHED, REJECTED
+from hbmgym.envs.traces.episode import Episode
+
+WORST_RATIO = 10.0
+
+
+def ttft_s(rows: np.ndarray, requests: np.ndarray) -> np.ndarray:
+    """Seconds from arrival to first token, shape (n,)."""
+    measured = requests["first_token_s"] - rows["arrival_s"]
+    return np.where(np.isnan(measured), WORST_RATIO * requests["ttft_slo_s"], measured)
+
+
+def tpot_s(rows: np.ndarray, requests: np.ndarray) -> np.ndarray:
+    """Seconds per output token after the first, shape (n,); NaN for unfinished requests and single tokens."""
+    gaps = rows["output_tokens"] - 1
+    finished = (requests["status"] == FINISHED) & (gaps > 0)
+    spent = requests["ended_s"] - requests["first_token_s"]
+    return np.where(finished, spent / np.maximum(gaps, 1), np.nan)
+
+
+def slo_ratio(rows: np.ndarray, requests: np.ndarray, tpot_slo_s: float) -> np.ndarray:
+    """max(TTFT / TTFT SLO, TPOT / TPOT SLO), shape (n,); inf for a request that did not finish."""
+    ttft_ratio = ttft_s(rows, requests) / requests["ttft_slo_s"]
+    ratio = np.fmax(ttft_ratio, tpot_s(rows, requests) / tpot_slo_s)
+    return np.where(requests["status"] == FINISHED, ratio, np.inf)
+
+
+def episode_metrics(episode: Episode, requests: np.ndarray, tpot_slo_s: float) -> dict[str, float]:
+    """The metrics of one episode that has run to its end, as plain numbers."""
+    measured = episode.rows["measured"] == 1
+    rows, requests = episode.rows[measured], requests[measured]
+    ratio = slo_ratio(rows, requests, tpot_slo_s)
+    ttft, tpot = ttft_s(rows, requests), tpot_s(rows, requests)
+    tpot = tpot[~np.isnan(tpot)]
+    met = ratio <= 1.0
+    admitted = ~np.isnan(requests["admitted_s"])
+    prompt_tokens = rows["input_tokens"][admitted].sum()
+    starved = (requests["preemptions"] > 0) | (requests["reject_reason"] == DOES_NOT_FIT)
+    return {
+        "requests": len(rows),
+        "ttft_mean_s": float(ttft.mean()),
+        "ttft_p50_s": float(np.percentile(ttft, 50)),
+        "ttft_p99_s": float(np.percentile(ttft, 99)),
+        "tpot_p99_s": float(np.percentile(tpot, 99)) if len(tpot) else 0.0,
+        "slo_goodput_per_s": float(met.sum() / (episode.horizon_s - episode.warmup_s)),
+        "slo_violation_rate": float(1.0 - met.mean()),
+        "hit_rate": float(requests["reused_tokens"].sum() / max(prompt_tokens, 1)),
+        "preemptions": int(requests["preemptions"].sum()),
+        "oom_requests": int(starved.sum()),
+        "rejected": int((requests["status"] == REJECTED).sum()),
+        "cost": float(np.minimum(ratio, WORST_RATIO).mean()),
+    }

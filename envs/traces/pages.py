@@ -1,0 +1,171 @@
+"""Dense page ids of an episode, rows that continue each other on one stretch: the part that runs at every reset."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hbmgym.envs.traces.episode import ROW, Episode
+from hbmgym.envs.traces.page_kernels import lay_out, write_owners
+from hbmgym.envs.traces.trace import Trace, TraceError
+
+MAX_RAW_IDS = 2**28
+"""Entries of the table that renumbers ids: 1 GiB."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows of a trace in their order of arrival on an episode's clock."""
+
+    source: np.ndarray
+    """int64 (n,): row of the trace."""
+    copy: np.ndarray
+    """int64 (n,): 0 for the first play; later plays of one row get ids of their own."""
+    arrival_s: np.ndarray
+    """float64 (n,), sorted, from 0."""
+    parent: np.ndarray
+    """int64 (n,): row of the trace (same copy) that must have ended before, -1 none."""
+
+
+@dataclass(frozen=True)
+class PageRule:
+    """How b-token block ids become p-token page ids; one of the two factors is 1."""
+
+    pages_per_block: int
+    blocks_per_page: int
+
+    def pages_of(self, blocks: np.ndarray) -> np.ndarray:
+        """Full pages that so many leading blocks cover."""
+        return blocks * self.pages_per_block // self.blocks_per_page
+
+
+def page_rule(trace: Trace, page_tokens: int) -> PageRule:
+    """Raises `TraceError` when neither of block and page is a multiple of the other."""
+    block = trace.block_size
+    if page_tokens < 1:
+        raise TraceError(f"page_tokens is {page_tokens}, expected an integer >= 1")
+    if block % page_tokens == 0:
+        return PageRule(max(1, block // page_tokens), 1)
+    if page_tokens % block == 0:
+        return PageRule(1, page_tokens // block)
+    raise TraceError(
+        f"{trace.name}: page_tokens is {page_tokens}, expected a divisor or a multiple of the trace's {block}-token"
+        " blocks (choose another page_tokens)"
+    )
+
+
+def assemble(
+    trace: Trace,
+    selection: Selection,
+    *,
+    seed: int,
+    page_tokens: int,
+    warmup_s: float,
+    horizon_s: float,
+    max_refs: int,
+) -> Episode:
+    """The episode of a selection; raises `TraceError` when it is empty or holds more than `max_refs` page ids."""
+    rule = page_rule(trace, page_tokens)
+    source = selection.source
+    if not len(source):
+        raise TraceError(f"{trace.name}: the episode has 0 rows, expected at least 1 (longer part or higher load)")
+    rows = np.zeros(len(source), ROW)
+    rows["arrival_s"] = selection.arrival_s
+    rows["input_tokens"] = trace.input_tokens[source]
+    rows["output_tokens"] = trace.output_tokens[source]
+    rows["measured"] = selection.arrival_s >= warmup_s
+    place = _places(selection, len(trace))
+    rows["parent"] = _find(place, selection.parent, selection.copy)
+    reference = _find(place, trace.h_ref[source], selection.copy)
+    # A trace that records no parents at all is continued by whichever row comes first.
+    continues = (reference >= 0) & ((rows["parent"] == reference) | bool((trace.parent < 0).all()))
+    _set_prompt_ids(rows, trace.block_counts[source], rule, page_tokens)
+    shared = np.minimum(rule.pages_of(trace.h_lcp[source]), rows["prompt_ids"])
+    keeper = _set_known_ids(rows, shared, reference, continues, page_tokens)
+    refs, id_count = _dense_refs(trace, selection, rows, keeper, rule, max_refs)
+    rows.flags.writeable = refs.flags.writeable = False
+    return Episode(
+        name=trace.name,
+        seed=seed,
+        rows=rows.view(np.recarray),
+        refs=refs,
+        id_count=id_count,
+        page_tokens=page_tokens,
+        warmup_s=warmup_s,
+        horizon_s=horizon_s,
+    )
+
+
+def output_id_fraction(episode: Episode) -> float:
+    """Part of the pages filled by generated tokens whose ids are known from a later turn; NaN without such pages."""
+    rows, page = episode.rows, episode.page_tokens
+    generated = (rows["input_tokens"] + rows["output_tokens"]) // page - rows["input_tokens"] // page
+    known = int((rows["known_ids"] - rows["prompt_ids"]).sum())
+    return known / int(generated.sum()) if generated.any() else float("nan")
+
+
+def _places(selection: Selection, trace_rows: int) -> np.ndarray:
+    """Episode row of each (copy, trace row), -1 where it does not appear."""
+    place = np.full((int(selection.copy.max()) + 1, trace_rows), -1, np.int64)
+    place[selection.copy, selection.source] = np.arange(len(selection.source))
+    return place
+
+
+def _find(place: np.ndarray, trace_row: np.ndarray, copy: np.ndarray) -> np.ndarray:
+    """Episode rows of trace rows, -1 where there is none or it does not come earlier."""
+    found = np.where(trace_row >= 0, place[copy, trace_row], -1)
+    return np.where(found < np.arange(len(found)), found, -1)
+
+
+def _set_prompt_ids(rows: np.ndarray, blocks: np.ndarray, rule: PageRule, page_tokens: int) -> None:
+    """Full pages of the prompt that block ids cover."""
+    rows["prompt_ids"] = np.minimum(rows["input_tokens"] // page_tokens, rule.pages_of(blocks))
+
+
+def _set_known_ids(
+    rows: np.ndarray, shared: np.ndarray, reference: np.ndarray, continues: np.ndarray, page_tokens: int
+) -> np.ndarray:
+    """Fill known_ids; `shared`: pages that a row takes from the row `reference`, `continues`: it is that row's child.
+
+    Returns the row on whose stretch each row's ids lie, -1 for a stretch of its own.
+    """
+    prompt_ids = rows["prompt_ids"]
+    tokens = rows["input_tokens"] + rows["output_tokens"]
+    child = _first_by_reference(continues, reference)
+    known = (child >= 0) & (shared[child] >= rows["input_tokens"] // page_tokens)
+    known &= (rows["input_tokens"][child] >= tokens) & (prompt_ids[child] >= tokens // page_tokens)
+    keeper = _first_by_reference((reference >= 0) & (shared >= prompt_ids[reference]), reference)
+    rows["known_ids"] = np.where(known, tokens // page_tokens, prompt_ids)
+    return np.where(known, child, keeper)
+
+
+def _first_by_reference(eligible: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """For each row the first eligible row that refers to it, -1 none."""
+    first = np.full(len(reference), -1, np.int64)
+    later = np.flatnonzero(eligible)[::-1]
+    # Of several assignments to one index the last stays, here the earliest row.
+    first[reference[later]] = later
+    return first
+
+
+def _dense_refs(
+    trace: Trace, selection: Selection, rows: np.ndarray, keeper: np.ndarray, rule: PageRule, max_refs: int
+) -> tuple[np.ndarray, int]:
+    """Fill ref_off; the page ids of all stretches, and how many ids there are."""
+    owner = np.empty(len(rows), np.int64)
+    write_owners(keeper, owner)
+    stored = int(rows["known_ids"][owner == np.arange(len(owner))].sum(dtype=np.int64))
+    raw_ids = (int(selection.copy.max()) + 1) * trace.id_span * rule.pages_per_block
+    for count, limit, what in ((stored, max_refs, "page ids"), (raw_ids, MAX_RAW_IDS, "ids before renumbering")):
+        if count > limit:
+            raise TraceError(
+                f"{trace.name}: the episode holds {count} {what}, expected at most {limit}"
+                " (shorter part, larger page_tokens or lower load)"
+            )
+    refs = np.empty(stored, np.int32)
+    dense = np.full(raw_ids, -1, np.int32)
+    id_count = lay_out(
+        selection.source, selection.copy * trace.id_span, owner, rows["known_ids"], rows["ref_off"], refs, dense,
+        np.full(len(rows), -1, np.int64), np.zeros(len(rows), np.int64),
+        trace.h_jump, trace.h_lcp, trace.r_off, trace.r_start, trace.r_len, rule.pages_per_block, rule.blocks_per_page,
+    )  # fmt: skip
+    return refs, int(id_count)

@@ -1,0 +1,11 @@
+"""How long a turn takes on an idle engine, roughly: where the next turn of a session starts in an open loop."""
+
+import numpy as np
+
+BASE_S = 0.2
+PER_OUTPUT_TOKEN_S = 0.025
+
+
+def unloaded_service_s(output_tokens: np.ndarray) -> np.ndarray:
+    """float64 seconds, same shape; a placement rule for arrivals, not the cost model."""
+    return BASE_S + PER_OUTPUT_TOKEN_S * output_tokens.astype(np.float64)

@@ -1,0 +1,87 @@
+"""Workload: where episodes come from, a generated scenario or recorded traces, at a stated load."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hbmgym.envs.calibration import class_rates
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.traces.compose import compose, compose_generated
+from hbmgym.envs.traces.episode import Episode
+from hbmgym.envs.traces.load import load_trace
+from hbmgym.envs.traces.scenarios import generate
+from hbmgym.envs.traces.seeds import Part, check_seed
+from hbmgym.envs.traces.trace import Trace
+
+DEFAULT_SCENARIO = "mix-shift"
+WARMUP_S = 300.0
+MEASURED_S = 1500.0
+
+
+class Workload(Protocol):
+    """A source of episodes; equal part and seed give equal episodes."""
+
+    @property
+    def name(self) -> str:
+        """As tables print it."""
+        ...
+
+    def episode(self, part: Part, seed: int) -> Episode:
+        """The episode of a seed, which must belong to `part`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScenarioWorkload:
+    """A generated scenario at calibrated class rates (requests per second) times `load`."""
+
+    name: str
+    rates: Mapping[str, float]
+    load: float
+    page_tokens: int
+
+    def episode(self, part: Part, seed: int) -> Episode:
+        """Generated from the seed alone; raises SeedError when the seed is not of `part`."""
+        check_seed(part, seed)
+        trace = generate(self.name, seed, self.rates, self.load, WARMUP_S, MEASURED_S)
+        return compose_generated(trace, seed=seed, page_tokens=self.page_tokens, warmup_s=WARMUP_S)
+
+
+@dataclass(frozen=True)
+class TraceWorkload:
+    """A recorded trace at `load` times its recorded rate."""
+
+    trace: Trace
+    load: float
+    page_tokens: int
+
+    @property
+    def name(self) -> str:
+        """The trace's own name."""
+        return self.trace.name
+
+    def episode(self, part: Part, seed: int) -> Episode:
+        """A slice of `part`; the seed varies jitter and start. Raises TraceError and SeedError."""
+        return compose(
+            self.trace, part=part, seed=seed, page_tokens=self.page_tokens, load=self.load, warmup_s=WARMUP_S
+        )
+
+
+def open_workloads(
+    config: ServingConfig,
+    *,
+    scenarios: Sequence[str] = (),
+    traces: Sequence[str | Path] = (),
+    load: float = 1.0,
+) -> list[Workload]:
+    """One workload per scenario and per trace file; the default scenario if there is neither.
+
+    A scenario whose rates are not known for this configuration is calibrated first, once, which takes about a minute.
+    """
+    names = scenarios if scenarios or traces else (DEFAULT_SCENARIO,)
+    generated: list[Workload] = [
+        ScenarioWorkload(name, class_rates(name, config), load, config.page_tokens) for name in names
+    ]
+    recorded: list[Workload] = [TraceWorkload(load_trace(Path(path)), load, config.page_tokens) for path in traces]
+    return [*generated, *recorded]

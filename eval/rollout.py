@@ -1,0 +1,127 @@
+"""One way to measure a controller: run it over an episode and report what happened; used by training and comparison."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hbmgym.controllers.base import Controller
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import Core, setup_hash
+from hbmgym.envs.serving.metrics import episode_metrics
+from hbmgym.envs.traces.episode import Episode
+from hbmgym.envs.traces.seeds import Part
+from hbmgym.envs.workload import Workload
+
+MAX_DRAIN_S = 3600.0
+"""After the horizon the engine drains for at most this long; what is unfinished then is a miss."""
+
+Cell = dict[str, Any]
+"""One row of cells.json: plain numbers and strings, equal for equal inputs whatever the executor."""
+
+
+@dataclass
+class Rollout:
+    """What one episode under one controller left behind."""
+
+    cell: Cell
+    timing: Cell
+    """Wall-clock figures of the same cell."""
+    history: dict[str, list[float]] = field(default_factory=dict)
+    """Per window: time_s, kv_share_requested, kv_share_effective, waiting, running, kv_live, ssm_live."""
+
+
+_HISTORY = ("time_s", "kv_share_requested", "kv_share_effective", "waiting", "running", "kv_live", "ssm_live")
+
+
+def run_episode(
+    controller: Controller,
+    core: Core,
+    episode: Episode,
+    on_window: Callable[[np.record], None] | None = None,
+) -> Rollout:
+    """Run an episode to its end, warm-up and drain included, with `controller` deciding after every window."""
+    fixed = controller.fixed_share
+    controller.reset(core.setup)
+    telemetry = core.reset(episode, fixed, None if fixed is None else (fixed, fixed))
+    history: dict[str, list[float]] = {name: [] for name in _HISTORY}
+    decisions_s: list[float] = []
+    started = time.perf_counter()
+    while not core.done and core.now_s < episode.horizon_s + MAX_DRAIN_S:
+        before = time.perf_counter()
+        decision = controller.act(telemetry)
+        decisions_s.append(time.perf_counter() - before)
+        if decision.kv_share is not None:
+            core.request_split(decision.kv_share)
+        telemetry = core.run_window()
+        for name, values in history.items():
+            values.append(float(telemetry[name]))
+        if on_window is not None:
+            on_window(telemetry)
+    wall_s = time.perf_counter() - started
+    name = controller.name
+    return Rollout(_cell(name, core, episode, history), _timing(name, episode, decisions_s, wall_s), history)
+
+
+def _cell(name: str, core: Core, episode: Episode, history: dict[str, list[float]]) -> Cell:
+    times, shares = np.array(history["time_s"]), np.array(history["kv_share_effective"])
+    measured = shares[(times > episode.warmup_s) & (times <= episode.horizon_s + core.config.window_s)]
+    metrics = episode_metrics(episode, core.requests, core.setup.tpot_slo_s)
+    setup = setup_hash(core.config)
+    return {
+        "controller": name,
+        "trace": episode.name,
+        "seed": episode.seed,
+        "model": core.config.model,
+        "budget_bytes": core.layout.budget_bytes,
+        "mapped_chunks": core.mapped_chunks,
+        **metrics,
+        "bytes_migrated": core.migrated_bytes,
+        "kv_share_mean": float(measured.mean()),
+        "kv_share_min": float(measured.min()),
+        "kv_share_max": float(measured.max()),
+        "setup_hash": setup,
+        "cell_hash": cell_hash(setup, episode),
+    }
+
+
+def cell_hash(setup: str, episode: Episode) -> str:
+    """Of the setup and everything that arrives."""
+    digest = hashlib.sha256(f"{setup} {episode.name} {episode.seed}".encode())
+    digest.update(episode.rows.tobytes())
+    digest.update(episode.refs.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _timing(name: str, episode: Episode, decisions_s: list[float], wall_s: float) -> Cell:
+    # The first decision may compile or touch cold caches; it is not what a service sees.
+    spent_us = 1e6 * np.array(decisions_s[1:] or [0.0])
+    return {
+        "controller": name,
+        "trace": episode.name,
+        "seed": episode.seed,
+        "decision_us_p50": float(np.percentile(spent_us, 50)),
+        "decision_us_p99": float(np.percentile(spent_us, 99)),
+        "wall_s": wall_s,
+    }
+
+
+def evaluate(
+    controller: Controller,
+    workload: Workload,
+    config: ServingConfig,
+    part: Part,
+    seeds: Iterable[int],
+    *,
+    backend: str = "accounting",
+    check: bool = False,
+) -> list[Rollout]:
+    """One rollout per seed."""
+    core = Core(config, backend=backend, check=check)
+    try:
+        return [run_episode(controller, core, workload.episode(part, seed)) for seed in seeds]
+    finally:
+        core.close()

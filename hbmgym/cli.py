@@ -1,0 +1,65 @@
+"""Command lines from frozen dataclasses: one flag per field, and one line with exit code 2 for what the user got wrong."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, get_type_hints
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str, **extra: Any) -> Any:
+    """A dataclass field that becomes a flag; `extra` goes to argparse (choices, metavar, ...)."""
+    return dataclasses.field(default=default, metadata={"help": help, **extra})
+
+
+def integer(text: str) -> int:
+    """An integer, also written as 2e5."""
+    value = float(text)
+    if value != int(value):
+        raise ValueError(text)
+    return int(value)
+
+
+def parse_options(kind: type[T], description: str, arguments: Sequence[str] | None = None) -> T:
+    """An instance of the dataclass `kind` from the command line; exits with 2 and one line on a bad one."""
+    parser = _Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        _add_flag(parser, field, hints[field.name])
+    given = vars(parser.parse_args(arguments))
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        fail(f"{message} (see --help)", self.prog)
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    extra = dict(field.metadata)
+    if hint is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, **extra)
+    elif hint in (tuple[str, ...],):
+        parser.add_argument(flag, action="append", default=list(field.default), **extra)
+    else:
+        kinds = {int: integer, float: float, float | None: float, int | None: integer}
+        parser.add_argument(flag, type=kinds.get(hint, str), default=field.default, **extra)
+
+
+def fail(message: str, program: str | None = None) -> Any:
+    """Print one line and leave with exit code 2."""
+    print(f"{program or sys.argv[0]}: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+@contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn ValueError, and further `kinds`, raised while reading what the user gave into one line and exit code 2."""
+    try:
+        yield
+    except (ValueError, *kinds) as error:
+        fail(" ".join(str(error).split()))
