@@ -57,7 +57,7 @@ TELEMETRY_TABLE: tuple[tuple[str, str, str], ...] = (
     ("ssm_evictions_per_s", "slots/s", "10 s"),
     ("finished_per_s", "1/s", "window: requests finished"),
     ("met", "requests", "window: finished requests that met both SLOs"),
-    ("missed", "requests", "window: SLO misses, each booked once: at age > TTFT SLO, at rejection, or at a finish past the TPOT SLO"),
+    ("missed", "requests", "window: SLO misses, once each: when the age passes the TTFT SLO, at rejection or finish"),
     ("preemptions", "requests", "window"),
     ("rejected", "requests", "window"),
     ("ttft_over_slo_10s", "1", "10 s: mean of min(TTFT / TTFT SLO, 10) over first tokens"),
@@ -102,6 +102,9 @@ class Controller(Protocol):
     """Chooses the split once per window."""
 
     name: str
+    fixed_share: float | None
+    """The one share it keeps for ever, or None when it may move. The harness starts the episode there and rejects at
+    arrival what does not fit."""
 
     def reset(self, setup: Setup) -> None:
         """Forget the past; called before every episode."""

@@ -1,4 +1,4 @@
-"""Command lines from frozen dataclasses: one flag per field, and one line with exit code 2 for what the user got wrong."""
+"""Command lines from frozen dataclasses: a flag per field, and one line with exit code 2 for a user's mistake."""
 
 import argparse
 import dataclasses

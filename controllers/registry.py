@@ -1,0 +1,53 @@
+"""Controllers by name, as the command line and tables write them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hbmgym.controllers.base import Controller
+from hbmgym.controllers.demand import DemandController
+from hbmgym.controllers.helm.policy import Policy, PolicyError
+from hbmgym.controllers.helm.ppo import PpoController
+from hbmgym.controllers.static import StaticController
+from hbmgym.controllers.threshold import ThresholdController
+
+_PLAIN: dict[str, Callable[[], Controller]] = {"threshold": ThresholdController, "demand": DemandController}
+_NUMBERED: dict[str, Callable[[float], Controller]] = {
+    "static": StaticController,
+    "sglang": StaticController.from_sglang_ratio,
+}
+_LEARNED: dict[str, Callable[[Policy], Controller]] = {"ppo": PpoController}
+
+KNOWN_CONTROLLERS = (
+    "static-<kv share>",
+    "sglang-<mamba_full_memory_ratio>",
+    "threshold",
+    "demand",
+    "ppo:<run folder or policy.npz>",
+)
+
+
+def make_controller(spec: str) -> Controller:
+    """The controller that `spec` names, see KNOWN_CONTROLLERS; ValueError in one line when there is none."""
+    if spec in _PLAIN:
+        return _PLAIN[spec]()
+    kind, _, path = spec.partition(":")
+    if kind in _LEARNED and path:
+        return _LEARNED[kind](Policy.load(_policy_file(Path(path).expanduser())))
+    kind, _, text = spec.partition("-")
+    if kind in _NUMBERED and text:
+        try:
+            number = float(text)
+        except ValueError:
+            raise ValueError(f"controller {spec!r}: {text!r} is not a number") from None
+        return _NUMBERED[kind](number)
+    raise ValueError(f"controller {spec!r} is unknown, expected one of: {', '.join(KNOWN_CONTROLLERS)}")
+
+
+def _policy_file(path: Path) -> Path:
+    """`path` itself, or the policy of the run folder that it is."""
+    if not path.is_dir():
+        return path
+    for file in (path / "policy.npz", path / "best" / "policy.npz"):
+        if file.is_file():
+            return file
+    raise PolicyError(f"{path}: holds neither policy.npz nor best/policy.npz; let the training run end or give a file")

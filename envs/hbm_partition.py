@@ -1,0 +1,303 @@
+"""The environment: one serving engine, and how its memory is divided."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from hbmgym.controllers.actions import ShareAction
+from hbmgym.controllers.base import TELEMETRY_TABLE
+from hbmgym.controllers.observation import OBSERVATION_SIZE, OBSERVATION_TABLE, observe
+from hbmgym.envs.render import HistoryFigure, ansi_line
+from hbmgym.envs.serving.config import Policies, ServingConfig
+from hbmgym.envs.serving.core import Core
+from hbmgym.envs.traces.episode import Episode
+from hbmgym.envs.traces.seeds import SEED_RANGES, Part, check_seed
+from hbmgym.envs.workload import Workload, open_workloads
+from hbmgym.memory_backend.vmm import BACKENDS
+
+WAITING_WEIGHT = 0.1
+RENDER_MODES = ("ansi", "rgb_array")
+_RESET_OPTIONS = ("episode_seed",)
+_FIELDS = tuple(name for name, _, _ in TELEMETRY_TABLE)
+
+
+class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
+    """Divide one GPU's cache memory between the KV cache and recurrent state while requests are served.
+
+    ## Description
+    A serving engine replays a trace of LLM requests on a hybrid model. Its cache budget is an amount of HBM held as
+    chunks, each of which belongs to the pool of KV pages or to the pool of recurrent slots. Once per window of
+    simulated time (5 s by default) the agent says which share belongs to KV; chunks then move as soon as nothing that
+    runs needs them, and moving takes simulated time. kv_share = KV chunks / all chunks.
+
+    ## Action space
+    `Box(-1, 1, (1,), float32)`; values outside are clipped.
+
+    | id                                | action a means                                                        |
+    |-----------------------------------|-----------------------------------------------------------------------|
+    | `hbmgym/HbmPartition-v0`          | the wanted kv_share changes by 0.1 a                                  |
+    | `hbmgym/HbmPartitionAbsolute-v0`  | the wanted kv_share is a, mapped linearly from [-1, 1] onto the bounds |
+
+    The bounds are the smallest and the largest share that can be realised. The wanted share is a real number, kept
+    from window to window and clipped to the bounds; the engine is asked for the realisable split nearest to it once it
+    is a slot and a chunk away from what was last asked for (`controllers.actions.ShareAction`). Until then the request
+    holds. Small actions of one sign therefore add up instead of being rounded away, and small noise moves nothing.
+
+    ## Observation space
+    `Box(-1, 1, (OBSERVATION_SIZE,), float32)`: `controllers.observation.observe` of the engine's telemetry at the end
+    of the window (`controllers.base.TELEMETRY_TABLE` has its units and averaging times). The normalisation is fixed and
+    nothing looks ahead.
+
+    OBSERVATION_ROWS
+
+    ## Reward
+    Per window, and 0 while the window lies in the warm-up:
+
+        reward = (met - missed) / expected - 0.1 * waiting
+
+    | term     | meaning                                                                                            |
+    |----------|----------------------------------------------------------------------------------------------------|
+    | met      | requests finished in this window within both SLOs (time to first token, time per output token)     |
+    | missed   | SLO misses booked in this window, each once: at age > TTFT SLO, at rejection, or at a late finish  |
+    | expected | the episode's mean measured arrivals per window                                                    |
+    | waiting  | mean over requests without a first token of min(age / TTFT SLO, 10), at the end of the window      |
+
+    Moving memory has no term of its own: it costs time. Nothing is added at truncation; bootstrap there.
+
+    ## Starting state
+    Empty caches at the configuration's `initial_kv_share`, or at a share drawn uniformly from the bounds with
+    `randomise_initial_share`. The episode is the workload's for a seed drawn from the part's range;
+    `reset(options={"episode_seed": n})` chooses it. Of several workloads each reset draws one. Equal reset seeds and
+    actions give identical arrays.
+
+    ## Episode end
+    Truncated at the first window end at or after the episode's horizon, so that its length does not depend on actions.
+    Never terminated: a serving system does not end.
+
+    ## Information
+    The same keys at every step and at reset; numbers of the last window unless marked "now".
+
+    | key                                                 | meaning                                                 |
+    |-----------------------------------------------------|---------------------------------------------------------|
+    | `time_s`                                            | now: simulated clock                                    |
+    | `warmup`                                            | the window lies in the warm-up; true at reset           |
+    | `reward/slo`, `reward/waiting`                      | the two terms; they add up to the reward                |
+    | `kv_share_requested`, `kv_share_effective`          | now                                                     |
+    | `met`, `missed`, `arrivals`, `preemptions`, `rejected` | requests; missed: as in the reward                   |
+    | `waiting`, `running`                                | requests, now                                           |
+    | `moved_chunks`, `migrated_bytes`                    | chunks that changed pools; their bytes and those copied |
+    | `hit_rate`                                          | prompt tokens reused / admitted, averaged over ~10 s    |
+    | `kv_pressure`, `ssm_pressure`                       | now: live blocks / capacity                             |
+
+    ## Arguments
+    | name                      | default        | meaning                                                           |
+    |---------------------------|----------------|-------------------------------------------------------------------|
+    | `scenario`                | None           | generated workload, or several; without a trace mix-shift         |
+    | `trace`                   | None           | path of a recorded trace, or several paths                        |
+    | `part`                    | `"train"`      | range of seeds, and part of a recorded trace                      |
+    | `load`                    | 1.0            | multiplies the arrival rate                                       |
+    | `backend`                 | `"accounting"` | who executes the op log; never changes a result                   |
+    | `check`                   | False          | verify every invariant after every window                         |
+    | `render_mode`             | None           | `"ansi"` (one line) or `"rgb_array"` (figure of the episode)      |
+    | `serving`                 | None           | fields of `ServingConfig` that differ from their defaults         |
+    | `absolute`                | set by the id  | the second row of the action table                                |
+    | `randomise_initial_share` | False          | see starting state; for training                                  |
+    | `workload`                | None           | `Workload` object or several, in place of scenario, trace, load   |
+
+    All but `workload` can be written as JSON. Wrong ones raise a one-line ValueError.
+
+    ## Version history
+    * v0: initial version
+    """
+
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 10}  # noqa: RUF012
+
+    core: Core
+    workload: Workload
+    """Where the current episode comes from."""
+    episode: Episode
+    """The current one; there is none before the first reset."""
+
+    def __init__(
+        self,
+        *,
+        scenario: str | Sequence[str] | None = None,
+        trace: str | Sequence[str] | None = None,
+        part: Part = "train",
+        load: float = 1.0,
+        backend: str = "accounting",
+        check: bool = False,
+        render_mode: str | None = None,
+        serving: Mapping[str, Any] | None = None,
+        absolute: bool = False,
+        randomise_initial_share: bool = False,
+        workload: Workload | Sequence[Workload] | None = None,
+    ) -> None:
+        _check_choice("part", part, SEED_RANGES)
+        _check_choice("backend", backend, BACKENDS)
+        _check_choice("render_mode", render_mode, (None, *RENDER_MODES))
+        config = serving_config(serving or {})
+        self.core = Core(config, backend=backend, check=check)
+        if workload is None:
+            self._workloads = open_workloads(config, scenarios=_listed(scenario), traces=_listed(trace), load=load)
+        else:
+            self._workloads = list(workload) if isinstance(workload, Sequence) else [workload]
+        self.workload = self._workloads[0]
+        self.render_mode = render_mode
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.observation_space = gym.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
+        self._part = part
+        self._action = ShareAction("absolute" if absolute else "incremental")
+        self._randomise_initial_share = randomise_initial_share
+        self._figure: HistoryFigure | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode; one-line ValueError for an unknown option or a seed outside the part's range."""
+        super().reset(seed=seed)
+        self.workload = self._workloads[int(self.np_random.integers(len(self._workloads)))]
+        self.episode = self.workload.episode(self._part, self._episode_seed(options or {}))
+        self._expected = self.episode.rate_per_s * self.core.config.window_s
+        if not self._expected > 0.0:
+            raise ValueError(f"episode {self.episode.name} seed {self.episode.seed} has no measured arrivals")
+        self._windows = 0
+        telemetry = self.core.reset(self.episode, self._initial_share())
+        self._action.reset(float(telemetry.kv_share_requested), self.core.layout)
+        if self.render_mode == "rgb_array":
+            self._figure = self._figure or HistoryFigure()
+            self._figure.start(telemetry, self.episode.horizon_s)
+        return observe(telemetry), self._info(dict(zip(_FIELDS, telemetry.item(), strict=True)))
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Ask for a split and serve for one window."""
+        self._request_split(float(action[0]))
+        telemetry = self.core.run_window()
+        self._windows += 1
+        info = self._info(dict(zip(_FIELDS, telemetry.item(), strict=True)))
+        if self._figure is not None:
+            self._figure.add(telemetry)
+        truncated = self._window_end_s >= self.episode.horizon_s
+        return observe(telemetry), info["reward/slo"] + info["reward/waiting"], False, truncated, info
+
+    def render(self) -> str | np.ndarray | None:
+        """The line or the figure of the current state, None without a render mode."""
+        if self.render_mode == "ansi":
+            return ansi_line(self.core.telemetry)
+        return None if self._figure is None else self._figure.pixels()
+
+    def close(self) -> None:
+        """Give the backend's memory back; idempotent."""
+        self.core.close()
+
+    @property
+    def _window_end_s(self) -> float:
+        # On the grid: the engine's clock stands at the first iteration edge behind it, which depends on actions.
+        return self._windows * self.core.config.window_s
+
+    def _episode_seed(self, options: Mapping[str, Any]) -> int:
+        for option in options:
+            _check_choice("reset option", option, _RESET_OPTIONS)
+        if "episode_seed" in options:
+            check_seed(self._part, int(options["episode_seed"]))
+            return int(options["episode_seed"])
+        seeds = SEED_RANGES[self._part]
+        return int(self.np_random.integers(seeds.start, seeds.stop))
+
+    def _initial_share(self) -> float:
+        if not self._randomise_initial_share:
+            return self.core.config.initial_kv_share
+        return float(self.np_random.uniform(*self.core.layout.share_bounds))
+
+    def _request_split(self, action: float) -> None:
+        if not math.isfinite(action):
+            raise ValueError(f"action is {action}, expected a number from -1 to 1")
+        share = self._action.next_share(action)
+        if share is not None:
+            self.core.request_split(share)
+
+    def _info(self, telemetry: dict[str, float]) -> dict[str, Any]:
+        warmup = self._window_end_s <= self.episode.warmup_s
+        slo = (telemetry["met"] - telemetry["missed"]) / self._expected
+        waiting = 0.0 - WAITING_WEIGHT * telemetry["mean_wait_over_slo"]
+        moved_bytes = telemetry["moved_chunks"] * self.core.layout.chunk_bytes
+        return {
+            "time_s": telemetry["time_s"],
+            "warmup": warmup,
+            "reward/slo": 0.0 if warmup else slo,
+            "reward/waiting": 0.0 if warmup else waiting,
+            "kv_share_requested": telemetry["kv_share_requested"],
+            "kv_share_effective": telemetry["kv_share_effective"],
+            "met": int(telemetry["met"]),
+            "missed": int(telemetry["missed"]),
+            "arrivals": round(telemetry["arrivals_per_s"] * telemetry["window_s"]),
+            "preemptions": int(telemetry["preemptions"]),
+            "rejected": int(telemetry["rejected"]),
+            "waiting": int(telemetry["waiting"]),
+            "running": int(telemetry["running"]),
+            "moved_chunks": int(telemetry["moved_chunks"]),
+            "migrated_bytes": int(moved_bytes + telemetry["relocated_bytes"]),
+            "hit_rate": telemetry["hit_rate_10s"],
+            "kv_pressure": telemetry["kv_live"] / telemetry["kv_capacity"],
+            "ssm_pressure": telemetry["ssm_live"] / telemetry["ssm_capacity"],
+        }
+
+
+def serving_config(settings: Mapping[str, Any]) -> ServingConfig:
+    """A configuration from fields that may come from JSON; `policies` is a mapping or 'eviction=lru,...'.
+
+    Raises a one-line ValueError that names the field.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(ServingConfig)}
+    for name, value in settings.items():
+        _check_choice("serving field", name, defaults)
+        if name != "policies":
+            _check_type(name, value, type(defaults[name]))
+    settings = dict(settings)
+    if "policies" in settings:
+        settings["policies"] = _policies(settings["policies"])
+    return ServingConfig(**settings)
+
+
+def _policies(value: Any) -> Policies:
+    if isinstance(value, Policies):
+        return value
+    if isinstance(value, str):
+        return Policies.parse(value)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"serving field policies is {value!r}, expected a mapping or text like 'eviction=lru'")
+    fields = [field.name for field in dataclasses.fields(Policies)]
+    for name in value:
+        _check_choice("policy", name, fields)
+    return Policies(**value)
+
+
+def _listed(names: str | Sequence[str] | None) -> Sequence[str]:
+    if names is None:
+        return ()
+    return (names,) if isinstance(names, str) else names
+
+
+def _check_choice(what: str, value: object, choices: Iterable[object]) -> None:
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{what} is {value!r}, expected one of: {', '.join(map(str, choices))}")
+
+
+def _check_type(name: str, value: object, expected: type) -> None:
+    accepted = (int, float) if expected is float else (expected,)
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise ValueError(f"serving field {name} is {value!r}, expected {expected.__name__}")
+
+
+def _observation_rows() -> str:
+    rows = "\n".join(f"    | {index} | {name} | {formula} |" for index, (name, formula) in enumerate(OBSERVATION_TABLE))
+    return f"| index | name | formula |\n    |---|---|---|\n{rows}"
+
+
+if HbmPartitionEnv.__doc__:  # python -OO strips docstrings
+    HbmPartitionEnv.__doc__ = HbmPartitionEnv.__doc__.replace("OBSERVATION_ROWS", _observation_rows())

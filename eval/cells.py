@@ -1,0 +1,157 @@
+"""Cells: controller x trace x seed, computed in parallel, checked to be comparable, written whole or not at all."""
+
+import csv
+import io
+import json
+import multiprocessing
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hbmgym.controllers.registry import make_controller
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import Core
+from hbmgym.envs.traces.seeds import Part
+from hbmgym.envs.workload import Workload
+from hbmgym.eval.load import rho
+from hbmgym.eval.oracle import PhaseOracle
+from hbmgym.eval.rollout import Cell, Rollout, run_episode
+from hbmgym.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every cell of a table shares."""
+
+    config: ServingConfig
+    workloads: tuple[Workload, ...]
+    part: Part
+    backend: str = "accounting"
+    check: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One episode to run. `phase_shares` stands for the per-phase oracle instead of a controller."""
+
+    controller: str
+    workload: int
+    seed: int
+    phase_shares: tuple[float, ...] = ()
+
+
+_worker: dict[str, object] = {}
+
+
+def _start_worker(bench: Bench) -> None:
+    _worker["bench"] = bench
+    _worker["core"] = Core(bench.config, backend=bench.backend, check=bench.check)
+
+
+def _run_task(task: Task) -> Rollout:
+    bench, core = _worker["bench"], _worker["core"]
+    assert isinstance(bench, Bench) and isinstance(core, Core)
+    episode = bench.workloads[task.workload].episode(bench.part, task.seed)
+    if task.phase_shares:
+        oracle = PhaseOracle(episode.name, task.phase_shares, episode.horizon_s)
+        oracle.see(task.seed)
+        return run_episode(oracle, core, episode)
+    return run_episode(make_controller(task.controller), core, episode)
+
+
+def _run_rho(question: tuple[int, int, tuple[float, ...]]) -> float:
+    workload, seed, shares = question
+    bench = _worker["bench"]
+    assert isinstance(bench, Bench)
+    return rho(shares, bench.workloads[workload].episode(bench.part, seed), bench.config)
+
+
+class Runner:
+    """Runs tasks of one bench, in `jobs` processes; results do not depend on how many. A context manager."""
+
+    def __init__(self, bench: Bench, jobs: int, progress: bool = True) -> None:
+        self.bench = bench
+        self._progress = progress
+        self._pool: ProcessPoolExecutor | None = None
+        if jobs > 1:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(jobs, spawn, _start_worker, (bench,))
+        else:
+            _start_worker(bench)
+
+    def __enter__(self) -> "Runner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        elif isinstance(core := _worker.get("core"), Core):
+            core.close()
+
+    def run(self, tasks: Sequence[Task], label: str) -> list[Rollout]:
+        """In the order of the tasks."""
+        results = self._pool.map(_run_task, tasks) if self._pool else map(_run_task, tasks)
+        return list(self._watch(results, len(tasks), label))
+
+    def rho(self, workload: int, seed: int, shares: Sequence[float]) -> float:
+        """rho of one workload, judged on one episode."""
+        questions = [(workload, seed, (share,)) for share in shares]
+        results = self._pool.map(_run_rho, questions) if self._pool else map(_run_rho, questions)
+        return min(self._watch(results, len(questions), "rho"))
+
+    def _watch(self, results: Iterable, total: int, label: str) -> Iterable:  # type: ignore[type-arg]
+        return tqdm(results, total=total, desc=label, disable=not self._progress, leave=False)
+
+
+class UnequalCells(ValueError):
+    """Rows of one table that were not measured under equal conditions."""
+
+
+def check_comparable(cells: Sequence[Cell]) -> None:
+    """Raise UnequalCells unless all controllers agree on every cell's hash and budget, and all have every cell."""
+    cases: dict[tuple[str, int], dict[str, Cell]] = defaultdict(dict)
+    for cell in cells:
+        cases[cell["trace"], cell["seed"]][cell["controller"]] = cell
+    names = {cell["controller"] for cell in cells}
+    for (trace, seed), rows in cases.items():
+        if missing := names - set(rows):
+            raise UnequalCells(f"{trace} seed {seed}: there is no cell for {', '.join(sorted(missing))}")
+        first = next(iter(rows.values()))
+        for row in rows.values():
+            for key in ("cell_hash", "setup_hash", "budget_bytes", "mapped_chunks"):
+                if row[key] != first[key]:
+                    raise UnequalCells(
+                        f"{trace} seed {seed}: {key} is {row[key]} for {row['controller']} but {first[key]} for "
+                        f"{first['controller']}: give both equal budgets and policies"
+                    )
+
+
+def claim_folder(path: Path) -> None:
+    """Make an output folder; ValueError when it holds something already."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"--out {path} is in use: name a new folder, or remove it")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {path} cannot be made: {error.strerror}") from error
+
+
+def write_cells(folder: Path, rollouts: Sequence[Rollout]) -> None:
+    """cells.json and cells.csv (equal for equal inputs) and timings.json (wall clock)."""
+    cells = [rollout.cell for rollout in rollouts]
+    write_json(folder / "cells.json", cells)
+    write_json(folder / "timings.json", [rollout.timing for rollout in rollouts])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, cells[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(cells)
+    write_atomically(folder / "cells.csv", text.getvalue().encode())
+
+
+def write_json(path: Path, content: object) -> None:
+    """Whole or not at all."""
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())

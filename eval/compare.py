@@ -1,0 +1,81 @@
+"""Compare controllers on equal memory, traffic and rules: `python eval/compare.py --help`."""
+
+import sys
+
+try:
+    from hbmgym.cli import option, parse_options, user_errors
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"{error}: hbmgym is not installed for this Python; run `make train` once, then .venv/bin/python {__file__}"
+    )
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hbmgym.envs.serving.core import make_layout
+from hbmgym.envs.traces.seeds import Part, seeds_for
+from hbmgym.envs.workload import TraceWorkload
+from hbmgym.eval.cells import Bench, claim_folder, write_cells
+from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, compare, controller_names
+from hbmgym.eval.options import ServingOptions
+from hbmgym.eval.table import print_comparison
+from hbmgym.memory_backend.vmm import VmmRefused, open_vmm
+
+
+@dataclass(frozen=True)
+class CompareOptions(ServingOptions):
+    """What is compared, on how many episodes, and where the figures go."""
+
+    controllers: str = option(
+        DEFAULT_CONTROLLERS,
+        "comma-separated: static-<kv_share>, static-grid, sglang-<ratio>, threshold, demand, ppo:<run or policy.npz>",
+    )
+    seeds: int = option(10, "episodes per workload")
+    split: str = option("validation", "part of the data", choices=("train", "validation", "test", "all"))
+    backend: str = option("accounting", "what executes the moves", choices=("accounting", "host", "auto"))
+    check: bool = option(False, "verify every invariant after every window (slow)")
+    oracle: bool = option(True, "search the per-phase best of scenarios with phases")
+    jobs: int = option(min(2, os.cpu_count() or 1), "processes")
+    out: str = option("", "new folder for cells.json, cells.csv and timings.json")
+    progress: bool = option(True, "show progress bars")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, run, print, write."""
+    options = parse_options(CompareOptions, __doc__ or "", arguments)
+    with user_errors(VmmRefused):
+        bench, names, seeds = _prepare(options)
+        if options.out:
+            claim_folder(Path(options.out))
+    comparison = compare(
+        bench, names, seeds, jobs=options.jobs, oracle=options.oracle, progress=options.progress and sys.stderr.isatty()
+    )
+    if options.out:
+        write_cells(Path(options.out), comparison.rollouts)
+        print(f"cells.json, cells.csv and timings.json are in {options.out}")
+    print_comparison(comparison)
+
+
+def _prepare(options: CompareOptions) -> tuple[Bench, list[str], list[int]]:
+    config = options.serving_config()
+    layout = make_layout(config)
+    names = controller_names(options.controllers, layout)
+    part: Part = options.split  # type: ignore[assignment]
+    if options.seeds < 1 or options.jobs < 1:
+        raise ValueError(f"--seeds {options.seeds} and --jobs {options.jobs} must be at least 1")
+    seeds = seeds_for("validation" if part == "all" else part, options.seeds)
+    if options.backend != "accounting":
+        with open_vmm(options.backend, layout, layout.kv_chunks(layout.min_slots)) as vmm:
+            print(f"backend: {vmm.why}")
+    workloads = options.workloads(config)
+    for workload in workloads:
+        for notice in workload.trace.notices if isinstance(workload, TraceWorkload) else ():
+            print(f"{workload.name}: {notice}", file=sys.stderr)
+        workload.episode(part, seeds[0])  # a part that is too short is refused before anything runs
+    return Bench(config, tuple(workloads), part, options.backend, options.check), names, seeds
+
+
+if __name__ == "__main__":
+    main()

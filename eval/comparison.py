@@ -1,0 +1,133 @@
+"""A comparison: every controller on every workload and seed, the best static split in hindsight, rho and the room."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hbmgym.controllers.registry import make_controller
+from hbmgym.envs.serving.core import make_layout
+from hbmgym.envs.traces.scenarios import SCENARIOS
+from hbmgym.eval.cells import Bench, Runner, Task, check_comparable
+from hbmgym.eval.oracle import coordinate_descent
+from hbmgym.eval.rollout import Cell, Rollout
+from hbmgym.memory_backend.split import Layout
+
+STATIC_GRID = "static-grid"
+GRID_STEP = 0.025
+DEFAULT_CONTROLLERS = f"{STATIC_GRID},sglang-0.9,threshold,demand"
+ORACLE = "oracle-phases"
+RHO_SHARES = 9
+ORACLE_CHOICES = 14
+
+
+def static_shares(layout: Layout, step: float = GRID_STEP) -> list[float]:
+    """Realisable shares from bound to bound, at most `step` apart."""
+    low, high = layout.share_bounds
+    count = int(np.ceil((high - low) / step)) + 1
+    shares = {layout.share(layout.slots(float(share))) for share in np.linspace(low, high, count)}
+    return sorted(shares)
+
+
+def controller_names(text: str, layout: Layout) -> list[str]:
+    """From 'a,b,static-grid'; ValueError in one line for a name that is unknown or given twice."""
+    names: list[str] = []
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        if name == STATIC_GRID:
+            names += [f"static-{share:.3f}" for share in static_shares(layout)]
+        else:
+            make_controller(name)
+            names.append(name)
+    if not names:
+        raise ValueError(f"--controllers is empty: give names, for example {DEFAULT_CONTROLLERS}")
+    titles = [make_controller(name).name for name in names]
+    if twice := sorted({title for title in titles if titles.count(title) > 1}):
+        raise ValueError(f"--controllers names {', '.join(twice)} twice: compare runs of one kind in separate tables")
+    return names
+
+
+@dataclass(frozen=True)
+class WorkloadResult:
+    """All rows of one workload."""
+
+    name: str
+    rho: float
+    cells: list[Cell]
+
+    @property
+    def controllers(self) -> list[str]:
+        return list(dict.fromkeys(cell["controller"] for cell in self.cells))
+
+    def column(self, controller: str, key: str) -> list[float]:
+        """One value per seed, in the order of the seeds."""
+        return [cell[key] for cell in self.cells if cell["controller"] == controller]
+
+    def mean(self, controller: str, key: str) -> float:
+        return float(np.mean(self.column(controller, key)))
+
+    @property
+    def best_static(self) -> str | None:
+        """The one static split with the least mean cost over the seeds; None when no static was run."""
+        statics = [name for name in self.controllers if name.startswith("static-")]
+        return min(statics, key=lambda name: self.mean(name, "cost"), default=None)
+
+    def room(self, key: str) -> float | None:
+        """1 - per-phase best / best static, None when either is missing."""
+        if self.best_static is None or ORACLE not in self.controllers:
+            return None
+        return 1.0 - self.mean(ORACLE, key) / max(self.mean(self.best_static, key), 1e-300)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    rollouts: list[Rollout]
+    results: list[WorkloadResult]
+
+
+def compare(
+    bench: Bench, names: Sequence[str], seeds: Sequence[int], *, jobs: int, oracle: bool, progress: bool
+) -> Comparison:
+    """Run everything; raises UnequalCells if the rows turn out not to be comparable."""
+    with Runner(bench, jobs, progress) as runner:
+        tasks = [Task(name, w, seed) for w in range(len(bench.workloads)) for name in names for seed in seeds]
+        rollouts = runner.run(tasks, "controllers x seeds")
+        if oracle:
+            for w in range(len(bench.workloads)):
+                rollouts += _oracle_rollouts(runner, w, rollouts, seeds)
+        rhos = [runner.rho(w, seeds[0], _rho_shares(bench)) for w in range(len(bench.workloads))]
+    cells = [rollout.cell for rollout in rollouts]
+    check_comparable(cells)
+    results = []
+    for workload, rho in zip(bench.workloads, rhos, strict=True):
+        own = [cell for cell in cells if cell["trace"] == workload.name]
+        for cell in own:
+            cell["rho"] = rho
+        results.append(WorkloadResult(workload.name, rho, own))
+    return Comparison(rollouts, results)
+
+
+def _rho_shares(bench: Bench) -> list[float]:
+    low, high = make_layout(bench.config).share_bounds
+    return [float(share) for share in np.linspace(low, high, RHO_SHARES + 2)[1:-1]]
+
+
+def _oracle_rollouts(runner: Runner, workload: int, rollouts: list[Rollout], seeds: Sequence[int]) -> list[Rollout]:
+    """The per-phase best of a scenario with phases, found by coordinate descent from the best static."""
+    name = runner.bench.workloads[workload].name
+    if name not in SCENARIOS or SCENARIOS[name].phase_s is None:
+        return []
+    layout = make_layout(runner.bench.config)
+    known = WorkloadResult(name, 0.0, [rollout.cell for rollout in rollouts if rollout.cell["trace"] == name])
+    start = 0.5 if known.best_static is None else known.mean(known.best_static, "kv_share_mean")
+    found: dict[tuple[float, ...], list[Rollout]] = {}
+
+    def cost(shares: tuple[float, ...]) -> float:
+        if shares not in found:
+            tasks = [Task(ORACLE, workload, seed, shares) for seed in seeds]
+            found[shares] = runner.run(tasks, f"{ORACLE} {' / '.join(f'{share:.2f}' for share in shares)}")
+        return float(np.mean([rollout.cell["cost"] for rollout in found[shares]]))
+
+    low, high = layout.share_bounds
+    choices = [float(share) for share in np.linspace(low, high, ORACLE_CHOICES + 2)[1:-1]]
+    best, _ = coordinate_descent(cost, (start,) * len(SCENARIOS[name].classes), choices)
+    return found[best]

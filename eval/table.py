@@ -1,0 +1,99 @@
+"""The comparison as people read it: one table per workload on the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from hbmgym.eval.comparison import ORACLE, Comparison, WorkloadResult
+from hbmgym.eval.statistics import mean_interval, relative_difference
+
+SHOWN_STATICS = 5
+"""So many statics around the best are printed; all are in cells.csv."""
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print every workload's table and what it says."""
+    console = console or Console()
+    for result in comparison.results:
+        console.print(_table(result))
+        for line in summary_lines(result):
+            console.print(line, highlight=False)
+
+
+def summary_lines(result: WorkloadResult) -> list[str]:
+    """What the table says, in words."""
+    lines = [f"rho {result.rho:.2f}" + (" (overloaded: conclude nothing from TTFT)" if result.rho > 1.0 else "")]
+    best = result.best_static
+    room, room_p99 = result.room("cost"), result.room("ttft_p99_s")
+    if room is not None:
+        lines[0] += f"; room (per-phase best under best static): cost {room:.1%}, p99 TTFT {room_p99:.1%}"
+    elif best is not None:
+        lines[0] += "; room: unknown, the workload has no marked phases"
+    for name in _moving(result):
+        shares = result.mean(name, "kv_share_min"), result.mean(name, "kv_share_max")
+        gib = result.mean(name, "bytes_migrated") / 2**30
+        lines.append(f"{name}: kv_share {shares[0]:.3f} to {shares[1]:.3f}, {gib:.1f} GiB moved per episode")
+    if best is not None:
+        for name in _moving(result):
+            for reference in filter(None, (best, "sglang-0.9" if "sglang-0.9" in result.controllers else None)):
+                lines.append(_against(result, name, reference))
+    return lines
+
+
+def _against(result: WorkloadResult, name: str, reference: str) -> str:
+    parts = []
+    for key, label in (("cost", "cost"), ("ttft_p99_s", "p99 TTFT"), ("slo_violation_rate", "violations")):
+        center, low, high = relative_difference(result.column(name, key), result.column(reference, key))
+        parts.append(f"{label} {center:+.1%} [{low:+.1%}, {high:+.1%}]")
+    return f"{name} against {reference}: {', '.join(parts)}"
+
+
+def _moving(result: WorkloadResult) -> list[str]:
+    return [name for name in result.controllers if not name.startswith(("static-", "sglang-")) and name != ORACLE]
+
+
+def _rows(result: WorkloadResult) -> list[str]:
+    """The statics nearest to the best, then all others."""
+    statics = [name for name in result.controllers if name.startswith("static-")]
+    others = [name for name in result.controllers if name not in statics]
+    statics.sort()
+    if result.best_static is not None and len(statics) > SHOWN_STATICS:
+        place = statics.index(result.best_static)
+        first = min(max(place - SHOWN_STATICS // 2, 0), len(statics) - SHOWN_STATICS)
+        statics = statics[first : first + SHOWN_STATICS]
+    return statics + others
+
+
+def _table(result: WorkloadResult) -> Table:
+    seeds = len(result.column(result.controllers[0], "cost"))
+    table = Table(title=f"{result.name}, {seeds} episodes, mean per episode; cost with its 95 % interval")
+    table.add_column("controller")
+    for title in ("cost", "TTFT mean s", "TTFT p99 s", "TPOT p99 ms", "violations", "goodput /s", "hit rate"):
+        table.add_column(title, justify="right")
+    for title in ("preempted", "rejected", "kv_share", "moved GiB"):
+        table.add_column(title, justify="right")
+    for name in _rows(result):
+        best = name == result.best_static
+        table.add_row(*_row(result, name, best), style="bold" if best else None)
+    return table
+
+
+def _row(result: WorkloadResult, name: str, best: bool) -> list[str]:
+    cost, low, high = mean_interval(result.column(name, "cost"))
+
+    def mean(key: str) -> float:
+        return result.mean(name, key)
+
+    return [
+        f"{name} (best static)" if best else name,
+        f"{cost:.3f} [{low:.3f}, {high:.3f}]",
+        f"{mean('ttft_mean_s'):.3f}",
+        f"{mean('ttft_p99_s'):.2f}",
+        f"{1e3 * mean('tpot_p99_s'):.1f}",
+        f"{mean('slo_violation_rate'):.2%}",
+        f"{mean('slo_goodput_per_s'):.2f}",
+        f"{mean('hit_rate'):.3f}",
+        f"{mean('preemptions'):.1f}",
+        f"{mean('rejected'):.1f}",
+        f"{mean('kv_share_min'):.3f}-{mean('kv_share_max'):.3f}",
+        f"{mean('bytes_migrated') / 2**30:.1f}",
+    ]

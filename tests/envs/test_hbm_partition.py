@@ -1,0 +1,266 @@
+"""The environment keeps Gymnasium's and Stable-Baselines3's contracts, and its own spec sheet."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as check_gymnasium
+from stable_baselines3.common.env_checker import check_env as check_sb3
+
+import hbmgym  # noqa: F401  (registers the environments)
+from hbmgym.controllers.observation import OBSERVATION_TABLE
+from hbmgym.envs.hbm_partition import HbmPartitionEnv, serving_config
+from hbmgym.envs.registration import ENVIRONMENTS
+from hbmgym.envs.traces.episode import ROW, Episode
+from hbmgym.envs.traces.seeds import Part
+
+PAGE_TOKENS = 64
+SERVING = {"window_s": 4.0, "hbm_gib": 8.0}
+HORIZON_S, WARMUP_S = 41.0, 8.0
+IDS = sorted(ENVIRONMENTS)
+
+
+@dataclass(frozen=True)
+class TinyWorkload:
+    """Independent requests, about `rate_per_s` of them; the seed decides arrivals and lengths."""
+
+    rate_per_s: float = 3.0
+    name: str = "tiny"
+
+    def episode(self, part: Part, seed: int) -> Episode:
+        rng = np.random.default_rng(seed)
+        rows = np.zeros(int(self.rate_per_s * HORIZON_S), ROW).view(np.recarray)
+        rows.arrival_s = np.sort(rng.uniform(0.0, HORIZON_S, len(rows)))
+        rows.input_tokens = rng.integers(500, 8000, len(rows))
+        rows.output_tokens = rng.integers(10, 300, len(rows))
+        rows.parent = -1
+        rows.prompt_ids = rows.known_ids = rows.input_tokens // PAGE_TOKENS
+        rows.ref_off = np.concatenate([[0], np.cumsum(rows.known_ids)[:-1]])
+        rows.measured = rows.arrival_s >= WARMUP_S
+        pages = int(rows.known_ids.sum())
+        refs = np.arange(pages, dtype=np.int32)
+        return Episode(self.name, seed, rows, refs, pages, PAGE_TOKENS, WARMUP_S, HORIZON_S)
+
+
+def make(name: str = IDS[0], **arguments: Any) -> gym.Env[np.ndarray, np.ndarray]:
+    return gym.make(name, **{"workload": TinyWorkload(), "serving": SERVING, **arguments})
+
+
+def action(value: float) -> np.ndarray:
+    return np.array([value], np.float32)
+
+
+@pytest.fixture
+def env() -> Iterator[HbmPartitionEnv]:
+    environment = HbmPartitionEnv(workload=TinyWorkload(), serving=SERVING, check=True)
+    yield environment
+    environment.close()
+
+
+def rollout(env: gym.Env[np.ndarray, np.ndarray], seed: int) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    observation, info = env.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    observations, rewards, infos, truncated = [observation], [], [info], False
+    while not truncated:
+        observation, reward, _, truncated, info = env.step(rng.uniform(-1, 1, 1).astype(np.float32))
+        observations.append(observation)
+        rewards.append(reward)
+        infos.append(info)
+    return np.array(observations), np.array(rewards), infos
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasium_finds_no_fault(name: str) -> None:
+    check_gymnasium(make(name).unwrapped)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_sb3_finds_no_fault(name: str) -> None:
+    check_sb3(make(name).unwrapped)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_equal_seeds_give_equal_rollouts(name: str) -> None:
+    first, second, other = rollout(make(name), 3), rollout(make(name), 3), rollout(make(name), 4)
+    assert np.array_equal(first[0], second[0])
+    assert np.array_equal(first[1], second[1])
+    assert first[2] == second[2]
+    assert not np.array_equal(first[1], other[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="host memory needs Linux")
+def test_the_backend_changes_no_result() -> None:
+    small = {**SERVING, "hbm_gib": 0.5}
+    expected = rollout(make(serving=small), 1)
+    actual = rollout(make(serving=small, backend="host"), 1)
+    assert np.array_equal(expected[1], actual[1])
+    assert expected[2] == actual[2]
+
+
+def test_an_episode_is_truncated_at_the_first_window_end_past_the_horizon(env: HbmPartitionEnv) -> None:
+    _, rewards, infos = rollout(env, 0)
+    assert len(rewards) == 11  # ceil(41 s / 4 s)
+    assert infos[-1]["time_s"] >= HORIZON_S
+
+
+def test_info_has_the_same_json_types_at_every_step(env: HbmPartitionEnv) -> None:
+    _, _, infos = rollout(env, 0)
+    types = [{key: type(value) for key, value in info.items()} for info in infos]
+    assert all(row == types[0] for row in types)
+    assert set(types[0].values()) == {bool, int, float}
+
+
+def test_the_reward_is_zero_in_the_warm_up_and_the_sum_of_its_terms_after(env: HbmPartitionEnv) -> None:
+    _, rewards, infos = rollout(env, 0)
+    expected_arrivals = env.episode.rate_per_s * SERVING["window_s"]
+    assert [info["warmup"] for info in infos[:4]] == [True, True, True, False]
+    for reward, info in zip(rewards, infos[1:], strict=True):
+        assert reward == info["reward/slo"] + info["reward/waiting"]
+        slo = (info["met"] - info["missed"]) / expected_arrivals
+        assert info["reward/slo"] == (0.0 if info["warmup"] else pytest.approx(slo))
+    assert rewards[2:].any()
+
+
+def test_an_action_below_one_slot_holds_and_repeated_ones_add_up(env: HbmPartitionEnv) -> None:
+    _, info = env.reset(seed=0)
+    start = info["kv_share_requested"]
+    half_a_slot = action(0.5 * env.core.layout.share_step / 0.1)
+    shares = [env.step(half_a_slot)[4]["kv_share_requested"] for _ in range(4)]
+    assert shares[0] == start
+    assert shares[-1] > start
+
+
+def test_an_increment_is_a_tenth_of_the_action_and_stays_within_the_bounds(env: HbmPartitionEnv) -> None:
+    _, info = env.reset(seed=0)
+    step = env.core.layout.share_step
+    wanted = info["kv_share_requested"] - 0.05
+    assert env.step(action(-0.5))[4]["kv_share_requested"] == pytest.approx(wanted, abs=step)
+    for _ in range(10):
+        lowest = env.step(action(-1.0))[4]["kv_share_requested"]
+    assert lowest == env.core.layout.share_bounds[0]
+
+
+def test_absolute_actions_span_the_bounds() -> None:
+    env = make("hbmgym/HbmPartitionAbsolute-v0")
+    env.reset(seed=0)
+    low, high = env.unwrapped.core.layout.share_bounds  # type: ignore[attr-defined]
+    shares = [env.step(action(value))[4]["kv_share_requested"] for value in (-1.0, 1.0, 0.0)]
+    assert shares[:2] == [low, high]
+    assert shares[2] == pytest.approx((low + high) / 2, abs=0.02)
+
+
+def test_an_action_that_is_not_a_number_is_refused(env: HbmPartitionEnv) -> None:
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="action is nan"):
+        env.step(action(float("nan")))
+
+
+def test_reset_takes_the_episode_seed_it_is_given(env: HbmPartitionEnv) -> None:
+    env.reset(seed=0, options={"episode_seed": 17})
+    assert env.episode.seed == 17
+
+
+def test_drawn_episode_seeds_belong_to_the_part() -> None:
+    env = HbmPartitionEnv(workload=TinyWorkload(), serving=SERVING, part="validation")
+    env.reset(seed=0)
+    assert 10_000 <= env.episode.seed < 11_000
+
+
+@pytest.mark.parametrize("options", [{"episode_seed": 11_000}, {"colour": "red"}])
+def test_reset_refuses_foreign_seeds_and_unknown_options(env: HbmPartitionEnv, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        env.reset(seed=0, options=options)
+
+
+def test_of_several_workloads_each_reset_draws_one() -> None:
+    workloads = [TinyWorkload(name="first"), TinyWorkload(name="second")]
+    env = HbmPartitionEnv(workload=workloads, serving=SERVING)
+    env.reset(seed=0)
+    names = {env.reset() and env.episode.name for _ in range(10)}
+    assert names == {"first", "second"}
+
+
+def test_the_initial_share_is_random_on_request() -> None:
+    env = HbmPartitionEnv(workload=TinyWorkload(), serving=SERVING, randomise_initial_share=True)
+    shares = {env.reset(seed=seed)[1]["kv_share_effective"] for seed in range(4)}
+    assert len(shares) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"serving": {"hbm_gb": 8.0}},
+        {"serving": {"window_s": "5"}},
+        {"serving": {"policies": {"colour": "red"}}},
+        {"part": "trian"},
+        {"backend": "gpu"},
+        {"render_mode": "human"},
+    ],
+)
+def test_wrong_arguments_are_named_in_one_line(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError) as error:
+        HbmPartitionEnv(workload=TinyWorkload(), **arguments)
+    assert "expected" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_serving_fields_may_come_from_json() -> None:
+    assert serving_config(json.loads('{"window_s": 5, "policies": {"eviction": "lru"}}')) == serving_config({})
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_spec_survives_json(name: str) -> None:
+    spec = gym.spec(name)
+    spec.kwargs.update(part="validation", load=1.2, serving={"hbm_gib": 8.0}, trace=["a.jsonl"], check=True)
+    assert gym.envs.registration.EnvSpec.from_json(spec.to_json()).kwargs == spec.kwargs
+
+
+def test_ansi_shows_one_line() -> None:
+    env = make(render_mode="ansi")
+    env.reset(seed=0)
+    env.step(action(1.0))
+    line = env.render()
+    assert isinstance(line, str)
+    assert "kv_share" in line
+    assert "\n" not in line
+
+
+def test_rgb_array_shows_a_picture_that_changes() -> None:
+    env = make(render_mode="rgb_array")
+    env.reset(seed=0)
+    before = env.render()
+    env.step(action(1.0))
+    after = env.render()
+    assert isinstance(before, np.ndarray) and isinstance(after, np.ndarray)
+    assert before.dtype == np.uint8 and before.ndim == 3 and before.shape[2] == 3
+    assert not np.array_equal(before, after)
+
+
+def test_gymnasiums_own_vector_environment_takes_it() -> None:
+    arguments = {"workload": TinyWorkload(), "serving": SERVING}
+    envs = gym.make_vec(IDS[0], num_envs=2, vectorization_mode="sync", **arguments)
+    envs.reset(seed=0)
+    steps = [envs.step(np.zeros((2, 1), np.float32)) for _ in range(12)]
+    assert steps[10][3].all()
+    assert steps[-1][0].shape == (2, len(OBSERVATION_TABLE))
+    envs.close()
+
+
+def test_the_docstring_lists_every_observation() -> None:
+    assert all(f"| {name} | {formula} |" in str(HbmPartitionEnv.__doc__) for name, formula in OBSERVATION_TABLE)
+
+
+def test_an_id_may_name_its_package() -> None:
+    assert make(f"hbmgym:{IDS[0]}").spec == make(IDS[0]).spec
+
+
+def test_importing_the_package_is_cheap() -> None:
+    script = "import sys, hbmgym\nassert not {'torch', 'matplotlib', 'numba'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
