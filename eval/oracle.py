@@ -15,10 +15,9 @@ from hbmgym.envs.traces.scenarios import phase_schedule
 class PhaseOracle:
     """Requests shares[class] at the last decision before each phase of that class begins."""
 
-    fixed_share = None
-
     def __init__(self, scenario: str, shares: Sequence[float], span_s: float) -> None:
         self.name = "oracle-phases"
+        self.fixed_share: float | None = None
         self._scenario = scenario
         self._shares = shares
         self._span_s = span_s

@@ -1,18 +1,22 @@
 """The comparison as people read it: one table per workload on the terminal."""
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
 from hbmgym.eval.comparison import ORACLE, Comparison, WorkloadResult
 from hbmgym.eval.statistics import mean_interval, relative_difference
 
+UNBOUNDED_WIDTH = 160
 SHOWN_STATICS = 5
 """So many statics around the best are printed; all are in cells.csv."""
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """Print every workload's table and what it says."""
-    console = console or Console()
+    # Without a terminal there is no width to respect, and a table that is folded cannot be read.
+    console = console or Console(width=None if sys.stdout.isatty() else UNBOUNDED_WIDTH, soft_wrap=True)
     for result in comparison.results:
         console.print(_table(result))
         for line in summary_lines(result):
@@ -63,14 +67,15 @@ def _rows(result: WorkloadResult) -> list[str]:
     return statics + others
 
 
+_COLUMNS = ("cost", "TTFT mean", "p99 s", "TPOT p99 ms", "miss %", "hit", "preempt", "reject", "kv_share", "moved GiB")
+
+
 def _table(result: WorkloadResult) -> Table:
     seeds = len(result.column(result.controllers[0], "cost"))
-    table = Table(title=f"{result.name}, {seeds} episodes, mean per episode; cost with its 95 % interval")
-    table.add_column("controller")
-    for title in ("cost", "TTFT mean s", "TTFT p99 s", "TPOT p99 ms", "violations", "goodput /s", "hit rate"):
-        table.add_column(title, justify="right")
-    for title in ("preempted", "rejected", "kv_share", "moved GiB"):
-        table.add_column(title, justify="right")
+    table = Table(title=f"{result.name}: {seeds} episodes, means; cost with its 95 % interval", pad_edge=False)
+    table.add_column("controller", no_wrap=True)
+    for title in _COLUMNS:
+        table.add_column(title, justify="right", no_wrap=True)
     for name in _rows(result):
         best = name == result.best_static
         table.add_row(*_row(result, name, best), style="bold" if best else None)
@@ -89,8 +94,7 @@ def _row(result: WorkloadResult, name: str, best: bool) -> list[str]:
         f"{mean('ttft_mean_s'):.3f}",
         f"{mean('ttft_p99_s'):.2f}",
         f"{1e3 * mean('tpot_p99_s'):.1f}",
-        f"{mean('slo_violation_rate'):.2%}",
-        f"{mean('slo_goodput_per_s'):.2f}",
+        f"{100 * mean('slo_violation_rate'):.2f}",
         f"{mean('hit_rate'):.3f}",
         f"{mean('preemptions'):.1f}",
         f"{mean('rejected'):.1f}",

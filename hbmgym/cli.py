@@ -30,7 +30,11 @@ def parse_options(kind: type[T], description: str, arguments: Sequence[str] | No
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         _add_flag(parser, field, hints[field.name])
     given = vars(parser.parse_args(arguments))
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    try:
+        return kind(**{name: value for name, value in values.items() if value is not None})
+    except ValueError as error:
+        return fail(str(error))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,15 +43,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
-    flag = "--" + field.name.replace("_", "-")
-    extra = dict(field.metadata)
+    flag, default, extra = "--" + field.name.replace("_", "-"), field.default, dict(field.metadata)
     if hint is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, **extra)
-    elif hint in (tuple[str, ...],):
-        parser.add_argument(flag, action="append", default=list(field.default), **extra)
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, **extra)
+    elif hint == tuple[str, ...]:
+        # Without a default: argparse would append to it.
+        parser.add_argument(flag, action="append", **extra)
     else:
-        kinds = {int: integer, float: float, float | None: float, int | None: integer}
-        parser.add_argument(flag, type=kinds.get(hint, str), default=field.default, **extra)
+        parser.add_argument(flag, type=integer if hint is int else hint, default=default, **extra)
 
 
 def fail(message: str, program: str | None = None) -> Any:
@@ -59,7 +62,8 @@ def fail(message: str, program: str | None = None) -> Any:
 @contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turn ValueError, and further `kinds`, raised while reading what the user gave into one line and exit code 2."""
+    mistakes: tuple[type[Exception], ...] = (ValueError, *kinds)
     try:
         yield
-    except (ValueError, *kinds) as error:
+    except mistakes as error:
         fail(" ".join(str(error).split()))

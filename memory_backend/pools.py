@@ -107,7 +107,7 @@ def lowest_free_block(pool):
 
 @kernel
 def _mark_taken(pool, block):
-    index = block
+    index = np.int64(block)  # as Python code, 1 << int32(31) would overflow
     for level in range(len(pool.level_start) - 1):
         word = pool.level_start[level] + index // WORD
         pool.free_bits[word] &= ~(1 << (index % WORD))
@@ -118,7 +118,7 @@ def _mark_taken(pool, block):
 
 @kernel
 def _mark_free(pool, block):
-    index = block
+    index = np.int64(block)
     for level in range(len(pool.level_start) - 1):
         word = pool.level_start[level] + index // WORD
         before = pool.free_bits[word]
@@ -312,9 +312,13 @@ def check_pool(pool: Pool) -> None:
     assert np.all(entries["block"][used] < meta.capacity), "a block above the mapped chunks is in use"
     assert np.array_equal(pool.entry_at[entries["block"][used]], used), "entry_at does not invert the page table"
     assert np.count_nonzero(pool.entry_at != NONE) == len(used), "entry_at names a free entry"
-    low = pool.free_bits[: pool.level_start[1]]
-    bits = ((low[:, None] >> np.arange(WORD)) & 1).astype(bool).ravel()[: len(pool.entry_at)]
-    assert np.array_equal(bits, pool.entry_at == NONE), "the bitmap of free blocks is wrong"
+    set_bits = pool.entry_at == NONE
+    for start, stop in zip(pool.level_start, pool.level_start[1:], strict=False):
+        padded = np.zeros((stop - start) * WORD, np.int64)
+        padded[: len(set_bits)] = set_bits
+        words = (padded.reshape(-1, WORD) << np.arange(WORD)).sum(axis=1)
+        assert np.array_equal(pool.free_bits[start:stop], words), "the bitmap of free blocks is wrong"
+        set_bits = words != 0
     order, entry = [], int(meta.evict_first)
     while entry != NONE:
         order.append(entry)

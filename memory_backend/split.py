@@ -1,5 +1,6 @@
 """The splits of one budget that can be realised in whole chunks without wasting capacity."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -72,6 +73,7 @@ class Layout:
 
     def slots(self, kv_share: float) -> int:
         """The slot count whose share is nearest to `kv_share`, within the bounds; the fewer slots on a tie."""
-        guess = round((1.0 - kv_share) * self.budget_bytes / self.slot_bytes)
-        near = (min(max(guess + d, self.min_slots), self.max_slots) for d in (-1, 0, 1))
+        # The two realisable splits around the share: with a slot more, the SSM pool needs more chunks than it asks for.
+        below = math.floor((1.0 - kv_share) * self.chunks) * self.chunk_bytes // self.slot_bytes
+        near = (min(max(k, self.min_slots), self.max_slots) for k in (below, below + 1))
         return min(near, key=lambda k: (abs(self.share(k) - kv_share), k))

@@ -168,7 +168,6 @@ def _start(state, row, reuse, resident, pages):
     request.status = PREFILLING
     request.computed = reused
     request.branch_depth = resident if resident > reuse else 0
-    engine.admissions += 1
     engine.prefilling += 1
     push_last(state, PREFILL, row)
 
@@ -255,11 +254,9 @@ def next_prefill_stop(state, row):
     branch = request.branch_depth * page_tokens
     if branch > request.computed:
         return branch
-    boundary = request.goal // page_tokens * page_tokens
     # A boundary without an id could never be matched, so nothing is saved there.
-    if boundary > request.computed and request.goal // page_tokens <= state.rows[row].known_ids:
-        return boundary
-    return request.goal
+    boundary = min(request.goal // page_tokens, state.rows[row].known_ids) * page_tokens
+    return boundary if boundary > request.computed else request.goal
 
 
 @subkernel
@@ -510,4 +507,5 @@ def _preempt(state, row):
     request.preemptions += 1
     state.engine.preemptions += 1
     state.engine.preempted_now = 1
+    state.engine.blocked_on = KV
     _enqueue_first(state, row)

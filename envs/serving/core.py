@@ -99,10 +99,13 @@ class Core:
     """One serving engine on a backend. `reset` first; then `request_split` and `run_window` in turns.
 
     `backend` chooses who executes the op log (accounting, host, auto), never a result. With `check`, every invariant
-    is verified after every window, and accounting verifies the op log too.
+    is verified after every window, and accounting verifies the op log too. `log_capacity` is how many entries the op
+    log holds before it is executed, at least those of one iteration edge (default: of two); no result depends on it.
     """
 
-    def __init__(self, config: ServingConfig, *, backend: str = "accounting", check: bool = False) -> None:
+    def __init__(
+        self, config: ServingConfig, *, backend: str = "accounting", check: bool = False, log_capacity: int = 0
+    ) -> None:
         self.config = config
         self.layout = make_layout(config)
         self.cost = cost_of(config)
@@ -118,6 +121,7 @@ class Core:
         )
         self._backend = backend
         self._check = check
+        self._log_capacity = log_capacity
         self.vmm: Vmm | None = None
 
     def reset(
@@ -149,7 +153,8 @@ class Core:
         blocks = layout.budget_bytes // layout.page_bytes + layout.budget_bytes // layout.slot_bytes
         self._log_margin = 8 * blocks + layout.chunks + 64
         log_enabled = self._check or (self.vmm is not None and self.vmm.name != "accounting")
-        memory = make_memory(layout, slots, episode.id_count, 2 * self._log_margin, log_enabled)
+        log_capacity = max(self._log_capacity or 2 * self._log_margin, self._log_margin)
+        memory = make_memory(layout, slots, episode.id_count, log_capacity, log_enabled)
         requests = make_requests(len(episode.rows))
         engine = np.zeros(1, ENGINE).view(np.recarray)[0]
         engine.slots_per_request = config.slots_per_request
@@ -184,6 +189,7 @@ class Core:
             return
         ssm_chunks = self.layout.chunks - self.layout.kv_chunks(slots)
         request_split(self._state.memory, slots, ssm_chunks, self.now_s, self.config.chunk_move_s)
+        self._state.engine.head_tried = 0  # a request that takes back a shrink raises a limit at once
 
     def run_window(self) -> np.record:
         """Advance by one window and let the backend execute the op log; returns the Telemetry record."""

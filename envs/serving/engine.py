@@ -25,7 +25,6 @@ from hbmgym.envs.serving.state import PREFILL
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, SSM
 from hbmgym.memory_backend.pools import NONE
-from hbmgym.memory_backend.prefix_cache import NEVER
 from hbmgym.memory_backend.resize import run_arrives
 
 REACHED, LOG_FULL = range(2)
@@ -109,6 +108,8 @@ def _advance(state, seconds, busy):
             engine.blocked_kv_s += seconds
         elif engine.blocked_on == SSM:
             engine.blocked_ssm_s += seconds
+    # Before anything else happens at this edge, so that the order of the queue is that of stepping edge by edge.
+    pull_arrivals(state)
 
 
 @subkernel
@@ -206,6 +207,8 @@ def _decode_span(state, until_s):
     seconds = _next_change_s(state, until_s) - engine.now_s - engine.debt_s
     count = decode_iterations_until(state.cost, engine.decoding, engine.context_tokens, seconds)
     count = min(count, next_event(state) - engine.iterations)
+    if engine.preempted_now != 0:
+        count = 1  # the queue's head has not been tried and will be at the next edge
     for k in range(1, count):
         if not grow_decoding(state, engine.iterations + k, False):
             count = k
@@ -220,6 +223,8 @@ def _decode_span(state, until_s):
 @subkernel
 def _idle(state, until_s):
     """Nothing runs: jump to the next time at which something can."""
+    engine = state.engine
     change_s = _next_change_s(state, until_s)
-    if change_s < NEVER:
-        _advance(state, max(change_s - state.engine.now_s, 0.0), False)
+    engine.debt_s = max(engine.debt_s - (change_s - engine.now_s), 0.0)  # copies go on while nothing runs
+    _advance(state, change_s - engine.now_s, False)
+    engine.now_s = change_s  # without the rounding of a sum

@@ -82,8 +82,8 @@ def _sift_down(state, place, row):
 
 @subkernel
 def add_event(state, row, iteration):
-    """Remember that something happens to a decoding request after `iteration`; ties go in order of admission."""
-    state.requests[row].event_key = (iteration << 28) | (state.engine.admissions & ((1 << 28) - 1))
+    """Remember that something happens to a decoding request after `iteration`; ties go in order of arrival."""
+    state.requests[row].event_key = (iteration << 28) | row
     state.engine.heap_size += 1
     _sift_up(state, state.engine.heap_size - 1, row)
 

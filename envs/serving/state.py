@@ -58,7 +58,6 @@ ENGINE = np.dtype(
         ("held", "i8"),
         ("finished", "i8"),
         ("rejected", "i8"),
-        ("admissions", "i8"),
         ("heap_size", "i8"),
         ("head_tried", "i8"),  # 1 while the queue's head is known to be blocked
         ("blocked_on", "i8"),  # KV or SSM while the head is blocked, else NONE

@@ -15,20 +15,20 @@ from hbmgym.envs.traces.trace import Trace, TraceError
 # as long as a small book. Sessions are short against a phase, so that a phase's demand is its own.
 CHAT = SessionClass(
     name="chat",
-    first_prompt=LogNormal(7.6, 0.6, 4096),
+    first_prompt=LogNormal(7.2, 0.6, 4096),
     later_text=((0.7, LogNormal(3.06, 1.06)), (0.3, LogNormal(5.0, 1.0))),
-    output=LogNormal(3.7, 0.6, 1024),
-    gap_s=LogNormal(2.0, 0.8),
-    geometric_turns=6.0,
+    output=LogNormal(3.4, 0.6, 1024),
+    gap_s=LogNormal(2.7, 0.8),
+    geometric_turns=4.0,
     max_turns=20,
 )
 DOCUMENT = SessionClass(
     name="document",
-    first_prompt=LogNormal(11.3, 0.25, 131072),
+    first_prompt=LogNormal(11.0, 0.25, 131072),
     later_text=((1.0, LogNormal(5.0, 0.8)),),
     output=LogNormal(5.7, 0.5, 2048),
-    gap_s=LogNormal(2.3, 0.7),
-    geometric_turns=3.0,
+    gap_s=LogNormal(2.0, 0.7),
+    geometric_turns=4.0,
     max_turns=20,
 )
 

@@ -1,0 +1,532 @@
+"""The serving rules once more, in plain Python and one iteration at a time: the oracle of the kernels.
+
+Pages and slots go by names: ("id", i) for the page or the snapshot of page id i, (row, ...) for what one request holds.
+"""
+
+import heapq
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from hbmgym.envs.serving.core import Core
+from hbmgym.envs.serving.cost_model import iteration_s
+from hbmgym.envs.traces.episode import Episode
+from hbmgym.memory_backend.resize import RUN_CHUNKS
+
+NEVER = 1e300
+WORKING, RESERVED = "working", "reserved"
+
+
+class Blocks:
+    """One pool: who lies on which block, how often it is pinned, and what is cached in order of eviction."""
+
+    def __init__(self, block_bytes: int, chunk_bytes: int, chunks: int, total_chunks: int):
+        self.block_bytes, self.chunk_bytes = block_bytes, chunk_bytes
+        self.chunks = self.target = chunks
+        self.at: dict[Hashable, int] = {}
+        self.pins: dict[Hashable, int] = {}
+        self.cached: dict[Hashable, None] = {}
+        self._free = list(range(total_chunks * chunk_bytes // block_bytes))
+
+    def holds(self, chunks: int) -> int:
+        return chunks * self.chunk_bytes // self.block_bytes
+
+    @property
+    def capacity(self) -> int:
+        return self.holds(self.chunks)
+
+    @property
+    def limit(self) -> int:
+        return min(self.capacity, self.holds(self.target))
+
+    def take(self, name: Hashable) -> bool:
+        if len(self.at) >= self.limit:
+            return False
+        self.at[name] = heapq.heappop(self._free)
+        self.pins[name] = 1
+        return True
+
+    def free(self, name: Hashable) -> None:
+        heapq.heappush(self._free, self.at.pop(name))
+        self.pins.pop(name, None)
+        self.cached.pop(name, None)
+
+    def rename(self, old: Hashable, new: Hashable) -> None:
+        self.at[new], self.pins[new] = self.at.pop(old), self.pins.pop(old)
+
+    def pin(self, name: Hashable) -> None:
+        self.cached.pop(name, None)
+        self.pins[name] = self.pins.get(name, 0) + 1
+
+    def unpin(self, name: Hashable) -> None:
+        self.pins[name] -= 1
+        if self.pins[name] == 0:
+            del self.pins[name]
+            self.cached[name] = None
+
+    def touch(self, name: Hashable) -> None:
+        del self.cached[name]
+        self.cached[name] = None
+
+    def clear_from(self, capacity: int) -> int:
+        """Move what lies at or above `capacity` to the lowest free blocks; how many blocks moved."""
+        high = sorted((block, name) for name, block in self.at.items() if block >= capacity)
+        for block, name in high:
+            self.at[name] = heapq.heappop(self._free)
+            heapq.heappush(self._free, block)
+        return len(high)
+
+
+@dataclass(eq=False)
+class Job:
+    """One request."""
+
+    row: int
+    arrival_s: float
+    input: int
+    output: int
+    parent: int
+    ids: list[int]
+    slo_s: float
+    status: str = "future"
+    reason: str = ""
+    goal: int = 0
+    computed: int = 0
+    generated: int = 0
+    published: int = 0
+    pages: int = 0
+    reserved_depth: int = 0
+    branch: int = 0
+    preemptions: int = 0
+    reused: int = 0
+    missed: bool = False
+    waits_since_s: float = 0.0
+    admitted_s: float | None = None
+    first_token_s: float | None = None
+    ended_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self.goal, self.waits_since_s = self.input, self.arrival_s
+
+    @property
+    def context(self) -> int:
+        """Tokens in the cache while decoding: the token produced last is not in it."""
+        return self.input + self.generated - 1
+
+
+@dataclass
+class Totals:
+    iterations: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    skipped_snapshots: int = 0
+    saved_snapshots: int = 0
+    admitted_tokens: int = 0
+    reused_tokens: int = 0
+    kv_loss_tokens: int = 0
+    ssm_loss_tokens: int = 0
+    met: int = 0
+    missed: int = 0
+    busy_s: float = 0.0
+    blocked_s: dict[str, float] = field(default_factory=lambda: {"kv": 0.0, "ssm": 0.0})
+    moved_chunks: int = 0
+    relocated_bytes: int = 0
+
+
+class NaiveEngine:
+    """Same settings and episode as `core`, which must have been reset at `kv_share` and not run yet."""
+
+    def __init__(self, core: Core, episode: Episode, kv_share: float):
+        self.config, self.layout, self.cost = core.config, core.layout, core.cost
+        self.page, self.spr = self.config.page_tokens, self.config.slots_per_request
+        self.tpot_slo_s = core.setup.tpot_slo_s
+        layout, slots = self.layout, self.layout.slots(kv_share)
+        kv_chunks = layout.kv_chunks(slots)
+        self.kv = Blocks(layout.page_bytes, layout.chunk_bytes, kv_chunks, layout.chunks)
+        self.ssm = Blocks(layout.slot_bytes, layout.chunk_bytes, layout.chunks - kv_chunks, layout.chunks)
+        self.max_pages = layout.pages(layout.min_slots)
+        self.requested_slots = slots
+        self.jobs = [
+            Job(i, float(row.arrival_s), int(row.input_tokens), int(row.output_tokens), int(row.parent),
+                episode.refs[row.ref_off : row.ref_off + row.known_ids].tolist(), float(core.requests[i].ttft_slo_s))
+            for i, row in enumerate(episode.rows)
+        ]  # fmt: skip
+        self.next_job = 0
+        self.queue: list[Job] = []
+        self.held: list[Job] = []
+        self.prefilling: list[Job] = []
+        self.decoding: list[Job] = []
+        self.seen: set[int] = set()
+        self.now_s = self.debt_s = self.worker_free_s = 0.0
+        self.tick_s = NEVER
+        self.blocked_on: str | None = None
+        self.totals = Totals()
+        self.ends: list[int] = []
+
+    # --- the loop
+
+    def run(self, until_s: float) -> None:
+        while True:
+            self.pull_arrivals()
+            if self.tick_s <= self.now_s:
+                self.chunks_arrive()
+            if self.now_s >= until_s:
+                break
+            preempted = self.grow_decoding()
+            chunks = self.plan(preempted)
+            if chunks or self.decoding:
+                self.iterate(chunks)
+            else:
+                self.idle(until_s)
+        for job in self.queue + self.held + self.prefilling:
+            if job.first_token_s is None and (self.now_s - job.arrival_s) / job.slo_s > 1.0:
+                self.miss(job)
+
+    def idle(self, until_s: float) -> None:
+        times = [until_s, self.tick_s]
+        if self.queue:
+            times.append(self.deadline_s(self.queue[0]))
+        if self.next_job < len(self.jobs):
+            times.append(self.jobs[self.next_job].arrival_s)
+        self.book_blocked(min(times) - self.now_s)
+        self.debt_s = max(self.debt_s - (min(times) - self.now_s), 0.0)
+        self.now_s = min(times)
+
+    def iterate(self, chunks: list[tuple[Job, int]]) -> None:
+        tokens = sum(chunk for _, chunk in chunks)
+        attention = sum(chunk * (job.computed + 0.5 * chunk) for job, chunk in chunks)
+        context = sum(job.context for job in self.decoding)
+        seconds = self.debt_s + iteration_s(self.cost, len(self.decoding), context, tokens, float(attention))
+        self.debt_s = 0.0
+        self.now_s += seconds
+        self.totals.busy_s += seconds
+        self.totals.iterations += 1
+        self.book_blocked(seconds)
+        self.pull_arrivals()
+        for job in self.decoding:
+            job.generated += 1
+        for job in sorted(self.decoding, key=lambda job: job.row):
+            if job.generated == job.output:
+                self.finish(job)
+            elif self.decode_snapshot_due(job):
+                self.save_in_reserved(job, job.context // self.page)
+        for job, chunk in chunks:
+            self.apply_chunk(job, chunk)
+
+    def book_blocked(self, seconds: float) -> None:
+        if self.queue and self.blocked_on:
+            self.totals.blocked_s[self.blocked_on] += seconds
+
+    # --- arrival
+
+    def pull_arrivals(self) -> None:
+        while self.next_job < len(self.jobs) and self.jobs[self.next_job].arrival_s <= self.now_s:
+            job = self.jobs[self.next_job]
+            self.next_job += 1
+            if -(-(job.input + job.output - 1) // self.page) > self.max_pages:
+                self.reject(job, "does_not_fit", job.arrival_s)
+            elif job.parent >= 0 and self.jobs[job.parent].status not in ("finished", "rejected"):
+                job.status = "held"
+                self.held.append(job)
+            else:
+                self.enqueue(job)
+
+    def enqueue(self, job: Job) -> None:
+        job.status = "waiting"
+        self.queue.append(job)
+
+    def release_children(self, parent: Job) -> None:
+        for job in [job for job in self.held if job.parent == parent.row]:
+            self.held.remove(job)
+            self.enqueue(job)
+
+    # --- admission
+
+    def deadline_s(self, job: Job) -> float:
+        return job.waits_since_s + self.config.deadline_slos * job.slo_s
+
+    def plan(self, preempted: bool) -> list[tuple[Job, int]]:
+        left, chunks = self.config.prefill_budget, []
+        for job in self.prefilling:
+            chunk = min(left, self.next_stop(job) - job.computed)
+            left -= chunk
+            if chunk:
+                chunks.append((job, chunk))
+        if preempted and (self.decoding or self.prefilling):
+            return chunks
+        while self.queue and left > 0:
+            job = self.queue[0]
+            if self.now_s >= self.deadline_s(job):
+                self.leave_queue()
+                self.reject(job, "deadline", self.now_s)
+            elif self.admit_head():
+                chunk = min(left, self.next_stop(job) - job.computed)
+                left -= chunk
+                chunks.append((job, chunk))
+            else:
+                break
+        return chunks
+
+    def leave_queue(self) -> Job:
+        self.blocked_on = None
+        return self.queue.pop(0)
+
+    def admit_head(self) -> bool:
+        job = self.queue[0]
+        pages = [("id", i) for i in job.ids[: (job.goal - 1) // self.page]]
+        seen = _leading(name[1] in self.seen for name in pages)
+        resident = _leading(name in self.kv.at for name in pages)
+        reuse = max((j for j in range(1, resident + 1) if pages[j - 1] in self.ssm.at), default=0)
+        needed = -(-job.goal // self.page)
+        if len(self.ssm.pins) + self.spr > self.ssm.limit:
+            self.blocked_on = "ssm"
+            return False
+        if len(self.kv.pins) + needed - sum(name in self.kv.pins for name in pages[:reuse]) > self.kv.limit:
+            self.blocked_on = "kv"
+            return False
+        self.leave_queue()
+        self.totals.kv_loss_tokens += (seen - resident) * self.page
+        self.totals.ssm_loss_tokens += (resident - reuse) * self.page
+        for name in pages[:reuse]:
+            self.kv.pin(name)
+        self.take_slots(job, pages[reuse - 1] if reuse else None)
+        job.published = job.pages = reuse
+        while job.pages < needed:
+            assert self.grow(job)
+        job.computed = reuse * self.page
+        if job.admitted_s is None:
+            job.admitted_s, job.reused = self.now_s, job.computed
+            self.totals.admitted_tokens += job.goal
+            self.totals.reused_tokens += job.computed
+        else:
+            self.totals.recomputed_tokens += job.goal - job.computed
+        job.branch = resident if resident > reuse else 0
+        job.status = "prefilling"
+        self.prefilling.append(job)
+        return True
+
+    def take_slots(self, job: Job, snapshot: Hashable | None) -> None:
+        if snapshot:
+            self.ssm.touch(snapshot)
+        for name in (RESERVED, *range(2, self.spr))[: self.spr - 1]:
+            assert self.take_slot((job.row, name))
+        working = (job.row, WORKING)
+        if snapshot and len(self.ssm.at) >= self.ssm.limit and list(self.ssm.cached) == [snapshot]:
+            self.ssm.pin(snapshot)
+            self.ssm.rename(snapshot, working)
+            return
+        assert self.take_slot(working)
+        if snapshot:
+            self.debt_s += self.cost.slot_copy_s
+
+    def take_slot(self, name: Hashable) -> bool:
+        while not self.ssm.take(name):
+            if not self.ssm.cached:
+                return False
+            self.ssm.free(next(iter(self.ssm.cached)))
+        return True
+
+    def grow(self, job: Job) -> bool:
+        while not self.kv.take((job.row, job.pages)):
+            if not self.kv.cached:
+                return False
+            self.evict_page()
+        job.pages += 1
+        return True
+
+    def evict_page(self) -> None:
+        name = next(iter(self.kv.cached))
+        self.kv.free(name)
+        if name in self.ssm.at:
+            self.ssm.free(name)
+
+    # --- prefill and snapshots
+
+    def next_stop(self, job: Job) -> int:
+        boundary = min(job.goal // self.page, len(job.ids)) * self.page
+        for stop in (job.branch * self.page, boundary):
+            if stop > job.computed:
+                return stop
+        return job.goal
+
+    def publish(self, job: Job, tokens: int) -> None:
+        while job.published < min(tokens // self.page, len(job.ids)):
+            private, name = (job.row, job.published), ("id", job.ids[job.published])
+            if name in self.kv.at:
+                self.kv.free(private)
+                self.kv.pin(name)
+            else:
+                self.kv.rename(private, name)
+                self.seen.add(name[1])
+            job.published += 1
+
+    def apply_chunk(self, job: Job, chunk: int) -> None:
+        stop = self.next_stop(job)
+        job.computed += chunk
+        self.publish(job, job.computed)
+        if job.computed == stop and job.published * self.page == stop:
+            self.save_prefill_snapshot(job)
+        if job.computed < job.goal:
+            return
+        if job.first_token_s is None:
+            job.first_token_s = self.now_s
+            if (self.now_s - job.arrival_s) / job.slo_s > 1.0:
+                self.miss(job)
+        job.generated += 1
+        self.prefilling.remove(job)
+        self.decoding.append(job)
+        job.status = "decoding"
+        if job.generated == job.output:
+            self.finish(job)
+
+    def save_prefill_snapshot(self, job: Job) -> None:
+        name = ("id", job.ids[job.computed // self.page - 1])
+        if name in self.ssm.at:
+            self.ssm.touch(name)
+        elif self.take_slot(name):
+            self.ssm.unpin(name)
+            self.saved()
+        elif self.spr > 1:
+            self.save_in_reserved(job, job.computed // self.page)
+        else:
+            self.totals.skipped_snapshots += 1
+
+    def save_in_reserved(self, job: Job, depth: int) -> None:
+        job.reserved_depth = depth
+        self.saved()
+
+    def saved(self) -> None:
+        self.totals.saved_snapshots += 1
+        self.debt_s += self.cost.slot_copy_s
+
+    def decode_snapshot_due(self, job: Job) -> bool:
+        """Is this the last page boundary at or before input + n * decode_snapshot_tokens for some n >= 1?"""
+        if self.spr == 1 or job.context % self.page or job.context // self.page > len(job.ids):
+            return False
+        every = self.config.decode_snapshot_tokens
+        periods = -(-(job.context - job.input) // every)
+        return periods >= 1 and job.context > job.input + periods * every - self.page
+
+    # --- the end
+
+    def give_back(self, job: Job) -> None:
+        decoding = job.status == "decoding"
+        (self.decoding if decoding else self.prefilling).remove(job)
+        self.publish(job, job.context if decoding else job.computed)
+        for j in range(job.published, job.pages):
+            self.kv.free((job.row, j))
+        if job.reserved_depth:
+            name = ("id", job.ids[job.reserved_depth - 1])
+            if name in self.ssm.at:
+                self.ssm.touch(name)
+            else:
+                self.ssm.rename((job.row, RESERVED), name)
+                self.ssm.unpin(name)
+        for name in [name for name in self.ssm.pins if name[0] == job.row]:
+            self.ssm.free(name)
+        for i in reversed(job.ids[: job.published]):
+            self.kv.unpin(("id", i))
+        job.published = job.pages = job.reserved_depth = 0
+        self.go_on_shrinking()
+
+    def finish(self, job: Job) -> None:
+        self.give_back(job)
+        job.status, job.ended_s = "finished", self.now_s
+        self.ends.append(job.row)
+        slow = job.output > 1 and (self.now_s - job.first_token_s) / (job.output - 1) > self.tpot_slo_s
+        if slow or job.missed:
+            self.miss(job)
+        else:
+            self.totals.met += 1
+        self.release_children(job)
+
+    def reject(self, job: Job, reason: str, at_s: float) -> None:
+        job.status, job.reason, job.ended_s = "rejected", reason, at_s
+        self.ends.append(job.row)
+        self.miss(job)
+        self.release_children(job)
+
+    def miss(self, job: Job) -> None:
+        self.totals.missed += not job.missed
+        job.missed = True
+
+    # --- growth and preemption
+
+    def grow_decoding(self) -> bool:
+        preempted = False
+        while True:
+            needy = next((job for job in self.decoding if job.pages * self.page == job.context), None)
+            if needy is None:
+                return preempted
+            if not self.grow(needy):
+                preempted |= self.make_room(needy)
+
+    def make_room(self, needy: Job) -> bool:
+        running = self.prefilling + self.decoding
+        victims = [job for job in running if job.preemptions < self.config.max_preemptions]
+        victim = max(victims, key=lambda job: job.row, default=None)
+        if victim is None or victim.row <= min(job.row for job in running):
+            self.give_back(needy)
+            self.reject(needy, "does_not_fit", self.now_s)
+            return False
+        self.give_back(victim)
+        victim.status, victim.goal, victim.computed = "waiting", victim.input + victim.generated, 0
+        victim.waits_since_s = self.now_s
+        victim.preemptions += 1
+        self.totals.preemptions += 1
+        self.queue.insert(0, victim)
+        self.blocked_on = "kv"
+        return True
+
+    # --- resize
+
+    def request_split(self, kv_share: float) -> None:
+        slots = self.layout.slots(kv_share)
+        if slots == self.requested_slots:
+            return
+        self.requested_slots = slots
+        self.kv.target = self.layout.kv_chunks(slots)
+        self.ssm.target = self.layout.chunks - self.kv.target
+        self.tick_s = NEVER
+        self.go_on_shrinking()
+
+    def go_on_shrinking(self) -> None:
+        while len(self.ssm.at) > self.ssm.limit and self.ssm.cached:
+            self.ssm.free(next(iter(self.ssm.cached)))
+        while len(self.kv.at) > self.kv.limit and self.kv.cached:
+            self.evict_page()
+        self.schedule_run()
+
+    def next_run(self) -> tuple[Blocks, int]:
+        donor = self.kv if self.kv.chunks > self.kv.target else self.ssm
+        in_use = -(-len(donor.at) * donor.block_bytes // donor.chunk_bytes)
+        return donor, min(max(donor.chunks - max(donor.target, in_use), 0), RUN_CHUNKS)
+
+    def schedule_run(self) -> None:
+        if self.tick_s == NEVER and self.kv.chunks != self.kv.target:
+            _, count = self.next_run()
+            if count:
+                self.tick_s = max(self.now_s, self.worker_free_s) + count * self.config.chunk_move_s
+
+    def chunks_arrive(self) -> None:
+        self.tick_s = NEVER
+        donor, count = self.next_run()
+        copied = donor.clear_from(donor.holds(donor.chunks - count)) * donor.block_bytes
+        donor.chunks -= count
+        (self.ssm if donor is self.kv else self.kv).chunks += count
+        self.totals.moved_chunks += count
+        self.totals.relocated_bytes += copied
+        copy_s = copied * self.cost.block_copy_s_per_byte
+        self.worker_free_s = self.now_s + copy_s
+        self.schedule_run()
+        if self.config.transfers == "stall":
+            self.debt_s += count * self.config.chunk_move_s + copy_s
+
+
+def _leading(flags) -> int:
+    """How many leading flags are true."""
+    count = 0
+    for flag in flags:
+        if not flag:
+            break
+        count += 1
+    return count

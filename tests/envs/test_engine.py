@@ -1,0 +1,313 @@
+"""The rules on a few requests whose times can be added up by hand."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import Core
+from hbmgym.envs.serving.cost_model import cold_prefill_s, iteration_s
+from hbmgym.envs.serving.state import DEADLINE, DOES_NOT_FIT, FINISHED, REJECTED
+from tests.envs.episodes import Ask, make_episode
+
+PAGE = 64
+CONFIG = ServingConfig(model="qwen3.5-4b", hbm_gib=1.0, prefill_budget=1024, window_s=1.0)
+EXACT = {"rel": 1e-12, "abs": 0.0}
+
+
+def changed(**settings) -> ServingConfig:
+    return dataclasses.replace(CONFIG, **settings)
+
+
+def start(asks, config=CONFIG, kv_share=0.5, share_bounds=None, check=True) -> Core:
+    core = Core(config, check=check)
+    core.reset(make_episode(asks, config.page_tokens), kv_share, share_bounds)
+    return core
+
+
+def finish(core: Core, most_windows=2000) -> Core:
+    for _ in range(most_windows):
+        if core.done:
+            return core
+        core.run_window()
+    pytest.fail(f"{most_windows} windows were not enough")
+
+
+def play(asks, config=CONFIG, kv_share=0.5, share_bounds=None) -> Core:
+    return finish(start(asks, config, kv_share, share_bounds))
+
+
+def decode_s(core, contexts) -> float:
+    """Seconds of iterations in which one request decodes with `contexts` tokens in the cache."""
+    return sum(iteration_s(core.cost, 1, context, 0, 0.0) for context in contexts)
+
+
+def slots_share(core_or_config, slots) -> float:
+    """The share of the split with `slots` slots."""
+    return Core(core_or_config).layout.share(slots)
+
+
+# --- times
+
+
+def test_a_cold_prompt_takes_its_cold_prefill_time():
+    core = play([Ask(0.5, 40 * PAGE, 1, ["a"] * 40)])
+    request = core.requests[0]
+    assert request.admitted_s == 0.5
+    assert request.first_token_s - 0.5 == pytest.approx(cold_prefill_s(core.cost, 40 * PAGE), **EXACT)
+    assert request.ended_s == request.first_token_s
+
+
+def test_the_snapshot_before_a_broken_last_page_costs_one_slot_copy():
+    core = play([Ask(0.0, 1000, 1, ["a"] * 15)])
+    expected = cold_prefill_s(core.cost, 1000) + core.cost.slot_copy_s
+    assert core.requests[0].first_token_s == pytest.approx(expected, **EXACT)
+
+
+def test_a_prompt_without_ids_is_not_cut_and_saves_nothing():
+    core = play([Ask(0.0, 1000, 1)])
+    expected = iteration_s(core.cost, 0, 0, 1000, 1000 * 500.0)
+    assert core.requests[0].first_token_s == pytest.approx(expected, **EXACT)
+    assert core.counters.saved_snapshots == core.memory.kv.meta.cached == 0
+
+
+def test_decoding_adds_one_token_per_iteration_to_the_context():
+    core = play([Ask(0.0, 640, 5)])
+    request = core.requests[0]
+    expected = decode_s(core, range(640, 644))
+    assert request.ended_s - request.first_token_s == pytest.approx(expected, **EXACT)
+    assert core.counters.iterations == 5
+
+
+def test_a_request_of_one_token_ends_with_its_prefill():
+    core = play([Ask(0.0, 640, 1)])
+    assert core.counters.iterations == 1 and core.counters.tpots == 0
+    assert (core.counters.met, core.counters.missed) == (1, 0)
+
+
+def test_prefill_and_decoding_share_an_iteration():
+    second_s = 0.5 * cold_prefill_s(Core(CONFIG).cost, 640)
+    core = play([Ask(0.0, 640, 3), Ask(second_s, 640, 1)])
+    cost, cold = core.cost, cold_prefill_s(core.cost, 640)
+    both = cold + iteration_s(cost, 1, 640, 640, 640 * 320.0)
+    assert core.requests[1].first_token_s == pytest.approx(both, **EXACT)
+    assert core.requests[0].ended_s == pytest.approx(both + decode_s(core, [641]), **EXACT)
+
+
+def test_an_iteration_never_prefills_more_than_the_budget():
+    core = play([Ask(0.0, 640, 1), Ask(0.0, 640, 1)])
+    cost = core.cost
+    # 640 tokens of the first and 384 of the second, then the other 256 of the second.
+    first = iteration_s(cost, 0, 0, 1024, 640 * 320.0 + 384 * 192.0)
+    second = iteration_s(cost, 0, 0, 256, 256 * (384 + 128.0))
+    assert core.requests[0].first_token_s == pytest.approx(first, **EXACT)
+    assert core.requests[1].first_token_s == pytest.approx(first + second, **EXACT)
+
+
+def test_copies_that_end_while_nothing_runs_are_not_charged_to_the_next_request():
+    core = play([Ask(0.0, 640, 1, ["a"] * 10), Ask(0.7, 640, 1, ["b"] * 10)])
+    assert core.counters.saved_snapshots == 2
+    assert core.requests[1].first_token_s - 0.7 == pytest.approx(cold_prefill_s(core.cost, 640), **EXACT)
+
+
+def test_slo_misses_count_the_wait_and_each_request_once():
+    core = play([Ask(0.0, 640, 200), Ask(0.0, 640, 1)], changed(ttft_slo_floor_s=1e-4), slots_share(CONFIG, 2))
+    assert (core.counters.met, core.counters.missed) == (1, 1)
+    assert core.requests["missed"].tolist() == [0, 1]
+
+
+# --- reuse and snapshots
+
+
+def test_a_second_turn_reuses_down_to_the_end_of_the_first_prompt():
+    first = ["a"] * 10 + ["out"] * 2
+    core = play([Ask(0.0, 640, 130, first), Ask(2.0, 870, 1, [*first, "b"], parent=0)])
+    assert core.requests[1].reused_tokens == 640
+    assert core.counters.ssm_loss_tokens == 128, "two generated pages are resident, but no snapshot ends there"
+
+
+def test_a_long_answer_leaves_a_snapshot_every_256_tokens():
+    first = ["a"] * 10 + ["out"] * 4
+    core = play([Ask(0.0, 640, 300, first), Ask(2.0, 1000, 1, [*first, "b"], parent=0)])
+    assert core.requests[1].reused_tokens == 640 + 256
+    assert core.requests[0].ended_s - core.requests[0].first_token_s == pytest.approx(
+        decode_s(core, range(640, 939)) + 2 * core.cost.slot_copy_s, **EXACT
+    )
+
+
+def test_an_answer_of_255_tokens_leaves_no_snapshot_of_its_own():
+    first = ["a"] * 10 + ["out"] * 3
+    core = play([Ask(0.0, 640, 255, first), Ask(2.0, 1000, 1, [*first, "b"], parent=0)])
+    assert core.requests[1].reused_tokens == 640
+
+
+def test_the_second_question_about_a_document_saves_the_branch_that_the_third_reuses():
+    asks = [Ask(float(i), 612, 1, ["document"] * 8 + [f"question {i}"]) for i in range(3)]
+    core = play(asks)
+    assert core.requests["reused_tokens"].tolist() == [0, 0, 512]
+    assert core.counters.ssm_loss_tokens == 512
+
+
+def test_the_last_prompt_token_is_always_recomputed():
+    core = play([Ask(0.0, 640, 1, ["a"] * 10), Ask(1.0, 640, 1, ["a"] * 10), Ask(2.0, 641, 1, ["a"] * 10)])
+    # Nothing ends in a snapshot but page 10; the second request saves the branch at page 9.
+    assert core.requests["reused_tokens"].tolist() == [0, 0, 640]
+
+
+def test_reuse_without_a_snapshot_is_impossible():
+    core = play([Ask(0.0, 640, 1, ["a"] * 9), Ask(1.0, 640, 1, ["a"] * 4)], changed(slots_per_request=1), 1.0)
+    assert core.counters.skipped_snapshots > 0
+    assert core.requests["reused_tokens"].tolist() == [0, 0]
+
+
+def test_a_prompt_whose_ids_end_early_leaves_a_snapshot_where_they_end():
+    core = play([Ask(0.0, 900, 1, ["a"] * 8), Ask(1.0, 900, 1, ["a"] * 8)])
+    assert core.requests["reused_tokens"].tolist() == [0, 512]
+
+
+@pytest.mark.parametrize("prefill_budget", [64, 100, 1024])
+def test_chunk_size_never_changes_reuse(prefill_budget):
+    asks = [Ask(float(i), 612 + 10 * i, 100, ["document"] * 8 + [f"question {i % 2}"]) for i in range(6)]
+    core = play(asks, changed(prefill_budget=prefill_budget))
+    assert core.requests["reused_tokens"].tolist() == [0, 0, 576, 512 + 64, 576, 576]
+
+
+def test_two_prompts_at_once_share_the_pages_that_the_first_publishes():
+    asks = [Ask(0.0, 640, 400, ["a"] * 10), Ask(0.0, 640, 400, ["a"] * 10)]
+    core = start(asks, changed(window_s=0.3))
+    core.run_window()
+    decoded = -(-(640 + core.counters.iterations) // PAGE) - 10
+    assert core.telemetry.running == 2
+    assert 10 + 2 * (decoded - 1) <= core.telemetry.kv_live <= 10 + 2 * decoded
+
+
+# --- admission, growth, preemption, rejection
+
+
+TIGHT = changed(prefill_budget=256, ttft_slo_floor_s=10.0)
+TIGHT_SHARE = 0.0  # 20 slots and 20 pages
+
+
+def test_requests_that_fit_run_together_and_the_others_wait_in_order():
+    asks = [Ask(0.001 * i, 512, 50) for i in range(4)]
+    core = play(asks, TIGHT, TIGHT_SHARE)
+    admitted, ended = core.requests["admitted_s"], core.requests["ended_s"]
+    assert np.all(np.diff(admitted) >= 0)
+    assert admitted[1] < ended[0] <= admitted[2] <= admitted[3]
+    assert core.counters.blocked_kv_s > 0 and core.counters.blocked_ssm_s == 0
+
+
+def test_too_few_slots_block_admission():
+    core = play([Ask(0.0, 64, 50), Ask(0.0, 64, 50)], CONFIG, slots_share(CONFIG, 3))
+    assert core.telemetry.concurrency_cap == 1
+    assert core.requests[1].admitted_s == core.requests[0].ended_s
+    assert core.counters.blocked_ssm_s == pytest.approx(core.requests[0].ended_s, rel=1e-9)
+
+
+def test_the_youngest_is_preempted_and_recomputes_only_what_is_not_cached():
+    core = play([Ask(0.0, 512, 200, ["a"] * 8), Ask(0.001, 512, 300, ["b"] * 8)], TIGHT, TIGHT_SHARE)
+    first, second = core.requests
+    assert (first.preemptions, second.preemptions) == (0, 1)
+    assert first.status == second.status == FINISHED
+    assert first.ended_s < second.ended_s
+    # Both grow to 10 of the 20 pages; the 8 pages of the second prompt stay cached beside the 12 of the first.
+    assert 64 < core.counters.recomputed_tokens <= 129
+    assert second.reused_tokens == 0, "reuse is booked at the first admission"
+
+
+def test_a_request_is_not_preempted_more_often_than_the_cap():
+    asks = [Ask(0.001 * i, 320, 400) for i in range(6)]
+    for cap in (0, 1, 3):
+        core = play(asks, dataclasses.replace(TIGHT, max_preemptions=cap), TIGHT_SHARE)
+        assert core.requests["preemptions"].max() <= cap
+        assert core.requests["preemptions"][0] == 0
+
+
+def test_what_no_split_can_hold_is_rejected_when_it_arrives():
+    core = play([Ask(0.0, 640, 500), Ask(0.25, 463 * PAGE + 1, 1), Ask(0.3, 463 * PAGE, 1)], kv_share=1.0)
+    assert core.layout.pages(core.layout.min_slots) == 462
+    assert core.requests["reject_reason"].tolist() == [0, DOES_NOT_FIT, DOES_NOT_FIT]
+    assert core.requests["ended_s"][1:].tolist() == [0.25, 0.3]
+
+
+def test_the_last_output_token_needs_no_page():
+    asks = [Ask(0.0, 461 * PAGE, 65), Ask(0.0, 461 * PAGE, 66)]
+    core = play(asks, changed(ttft_slo_floor_s=100.0), kv_share=1.0)
+    assert core.requests["status"].tolist() == [FINISHED, REJECTED]
+
+
+def test_a_static_split_rejects_what_it_cannot_hold():
+    share = slots_share(CONFIG, 20)
+    asks = [Ask(0.0, 20 * PAGE, 2), Ask(0.0, 20 * PAGE, 1)]
+    core = play(asks, TIGHT, share, (share, share))
+    assert core.requests["status"].tolist() == [REJECTED, FINISHED]
+
+
+def test_the_oldest_that_cannot_grow_is_rejected_instead_of_looping():
+    core = play([Ask(0.0, 16 * PAGE, 600)], TIGHT, TIGHT_SHARE)
+    request = core.requests[0]
+    assert (request.status, request.reject_reason) == (REJECTED, DOES_NOT_FIT)
+    # It has 20 pages and would need another for the token after 20 x 64.
+    assert core.counters.iterations == 4 + 4 * PAGE
+    assert core.memory.kv.meta.live == core.memory.ssm.meta.live == 0
+
+
+def test_a_request_is_given_up_at_the_first_edge_after_its_deadline():
+    config = changed(deadline_slos=2.0, ttft_slo_floor_s=0.1)
+    core = play([Ask(0.0, 64, 400), Ask(0.1, 64, 1)], config, slots_share(CONFIG, 2))
+    late = core.requests[1]
+    deadline = 0.1 + 2.0 * late.ttft_slo_s
+    assert late.reject_reason == DEADLINE
+    assert deadline <= late.ended_s < deadline + iteration_s(core.cost, 1, 500, 0, 0.0)
+    assert core.counters.missed == 1
+
+
+def test_a_child_waits_for_its_parent_and_the_wait_counts():
+    core = play([Ask(0.0, 640, 100), Ask(0.1, 640, 1, parent=0), Ask(0.1, 640, 1)])
+    parent, child, other = core.requests
+    assert child.admitted_s == parent.ended_s > other.ended_s
+    assert child.first_token_s == pytest.approx(parent.ended_s + cold_prefill_s(core.cost, 640), **EXACT)
+    assert core.counters.ttft_over_slo == pytest.approx(
+        sum((r.first_token_s - a) / r.ttft_slo_s for r, a in zip(core.requests, (0.0, 0.1, 0.1), strict=True))
+    )
+
+
+def test_a_child_of_a_rejected_parent_may_start():
+    core = play([Ask(0.0, 600 * PAGE, 1), Ask(0.1, 640, 1, parent=0)])
+    assert core.requests["status"].tolist() == [REJECTED, FINISHED]
+    assert core.requests[1].admitted_s == 0.1
+
+
+@pytest.mark.parametrize("window_s", [0.01, 100.0])
+def test_a_released_child_queues_behind_those_that_arrived_while_its_parent_ran(window_s):
+    asks = [Ask(0.0, 64, 300), Ask(0.1, 64, 2), Ask(0.2, 64, 2, parent=0), Ask(0.3, 64, 2)]
+    core = play(asks, changed(window_s=window_s), slots_share(CONFIG, 2))
+    assert np.argsort(core.requests["admitted_s"]).tolist() == [0, 1, 3, 2]
+
+
+def test_taking_back_a_shrink_lets_the_blocked_head_in_at_once():
+    config = dataclasses.replace(TIGHT, window_s=0.02, chunk_move_s=100.0)
+    core = start([Ask(0.0, 4040, 200), Ask(0.1, 640, 1)], config, kv_share=0.5)
+    while core.now_s < 0.12:
+        core.run_window()
+        core.request_split(0.0)
+    assert core.telemetry.blocked_kv_fraction > 0
+    taken_back_s = core.now_s
+    core.request_split(0.5)
+    core.run_window()
+    assert core.requests[1].admitted_s == taken_back_s
+
+
+def test_five_times_overload_ends_in_bounded_time():
+    alone = play([Ask(0.0, 640, 100)])
+    gap_s = alone.requests[0].ended_s / 5 / alone.telemetry.concurrency_cap
+    asks = [Ask(gap_s * i, 640, 100, [f"user {i % 7}"] * 10) for i in range(400)]
+    core = start(asks, changed(ttft_slo_floor_s=0.2, slots_per_request=1), TIGHT_SHARE)
+    most_windows = 10 + int(np.ceil(core.episode.horizon_s + 10 * core.requests["ttft_slo_s"].max()))
+    finish(core, most_windows)
+    assert core.counters.finished > 0 and core.counters.rejected > 0
+    assert core.counters.iterations < 400 * 100
+    for before, after in itertools.pairwise(core.requests["admitted_s"][core.requests["preemptions"] == 0]):
+        assert not after < before, "never preempted requests are admitted in order of arrival"

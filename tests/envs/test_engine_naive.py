@@ -1,0 +1,103 @@
+"""The kernels against the naive engine: same order of events, same memory, times to 1e-9."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hbmgym.envs.serving.core import Core
+from hbmgym.envs.serving.state import REJECT_NAMES, STATUS_NAMES
+from hbmgym.memory_backend.pools import NONE, Pool
+from tests.envs.episodes import small_configs, small_episodes
+from tests.envs.naive_engine import Blocks, NaiveEngine
+
+COUNTS = ("iterations", "preemptions", "recomputed_tokens", "skipped_snapshots", "saved_snapshots", "admitted_tokens",
+          "reused_tokens", "kv_loss_tokens", "ssm_loss_tokens", "met", "missed")  # fmt: skip
+
+
+many_examples = settings(
+    max_examples=100,
+    derandomize=True,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+def close(found, expected):
+    return math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def time_of(value):
+    return None if math.isnan(value) else value
+
+
+def eviction_order(pool: Pool):
+    """(page id, block) of each cached entry."""
+    entry, order = pool.meta.evict_first, []
+    while entry != NONE:
+        order.append((int(pool.entries[entry].key), int(pool.entries[entry].block)))
+        entry = pool.entries[entry].next
+    return order
+
+
+def assert_same_pool(pool: Pool, blocks: Blocks):
+    assert pool.meta.chunks == blocks.chunks
+    assert (pool.meta.live, pool.meta.limit) == (len(blocks.pins), blocks.limit)
+    assert eviction_order(pool) == [(name[1], blocks.at[name]) for name in blocks.cached]
+    assert set(np.flatnonzero(pool.entry_at != NONE)) == set(blocks.at.values())
+
+
+def assert_same(core: Core, naive: NaiveEngine):
+    assert close(core.now_s, naive.now_s)
+    for name in COUNTS:
+        assert core.counters[name] == getattr(naive.totals, name), name
+    assert close(core.counters.busy_s, naive.totals.busy_s)
+    assert close(core.counters.blocked_kv_s, naive.totals.blocked_s["kv"])
+    assert close(core.counters.blocked_ssm_s, naive.totals.blocked_s["ssm"])
+    split = core.memory.split
+    assert (split.moved_chunks, split.relocated_bytes) == (naive.totals.moved_chunks, naive.totals.relocated_bytes)
+    assert close(split.tick_s, naive.tick_s)
+    for request, job in zip(core.requests, naive.jobs, strict=True):
+        assert STATUS_NAMES[request.status] == job.status, job
+        assert REJECT_NAMES[request.reject_reason] == job.reason, job
+        assert (request.preemptions, request.reused_tokens) == (job.preemptions, job.reused), job
+        for field in ("admitted_s", "first_token_s", "ended_s"):
+            found, expected = time_of(request[field]), getattr(job, field)
+            assert (found is None) == (expected is None), (field, job)
+            assert found is None or close(found, expected), (field, found, job)
+    assert_same_pool(core.memory.kv, naive.kv)
+    assert_same_pool(core.memory.ssm, naive.ssm)
+
+
+def compare(config, episode, shares, most_windows=3000):
+    """Run both under `shares`: the first at the start, then one a window until they run out."""
+    core = Core(config, check=True)
+    core.reset(episode, shares[0])
+    naive = NaiveEngine(core, episode, shares[0])
+    shares = iter(shares[1:])
+    for window in range(1, most_windows):
+        core.run_window()
+        naive.run(window * config.window_s)
+        assert_same(core, naive)
+        if core.done:
+            return naive
+        share = next(shares, None)
+        if share is not None:
+            core.request_split(share)
+            naive.request_split(share)
+    pytest.fail(f"{most_windows} windows were not enough")
+
+
+@many_examples
+@given(config=small_configs(), episode=small_episodes(), share=st.floats(0, 1))
+def test_skipping_decode_iterations_equals_stepping_through_them(config, episode, share):
+    compare(config, episode, [share])
+
+
+@many_examples
+@given(config=small_configs(), episode=small_episodes(), shares=st.lists(st.floats(0, 1), min_size=2, max_size=12))
+def test_the_naive_engine_agrees_while_the_split_changes(config, episode, shares):
+    compare(config, episode, shares)

@@ -1,0 +1,146 @@
+"""What must hold for any traffic, budget and sequence of splits, and what must not matter."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import Core
+from hbmgym.envs.serving.state import DOES_NOT_FIT, FINISHED, REJECTED
+from hbmgym.memory_backend.vmm import VmmRefused
+from tests.envs.episodes import SMALL_PAGE, Ask, make_episode, small_configs, small_episodes
+
+TIMES = ("admitted_s", "first_token_s", "ended_s")
+SHARES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+MOST_WINDOWS = 3000
+some_examples = settings(
+    max_examples=30,
+    derandomize=True,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+def play(config, episode, shares=(0.5,), **options) -> tuple[Core, list[np.record]]:
+    """Run to the end, one requested share a window while they last; the core and the Telemetry of every window."""
+    core = Core(config, **options)
+    telemetry = [core.reset(episode, shares[0]).copy()]
+    requested = iter(shares[1:])
+    for _ in range(MOST_WINDOWS):
+        telemetry.append(core.run_window().copy())
+        if core.done:
+            return core, telemetry
+        core.request_split(next(requested, shares[-1]))
+    pytest.fail(f"{MOST_WINDOWS} windows were not enough")
+
+
+def result(core, telemetry) -> tuple[bytes, bytes, bytes]:
+    return core.requests.tobytes(), core.counters.tobytes(), b"".join(record.tobytes() for record in telemetry)
+
+
+@some_examples
+@given(config=small_configs(), episode=small_episodes(24), shares=SHARES)
+def test_every_request_ends_in_causal_order_with_nothing_lost(config, episode, shares):
+    core, telemetry = play(config, episode, shares, check=True)
+    rows, requests = episode.rows, core.requests
+    finished, rejected = requests.status == FINISHED, requests.status == REJECTED
+    assert np.all(finished | rejected)
+    assert (core.counters.finished, core.counters.rejected) == (finished.sum(), rejected.sum())
+    assert core.counters.met + core.counters.missed == len(rows)
+    started = ~np.isnan(requests.admitted_s)
+    assert np.all(requests.admitted_s[started] >= rows.arrival_s[started])
+    answered = ~np.isnan(requests.first_token_s)
+    assert np.all(requests.first_token_s[answered] > requests.admitted_s[answered])
+    assert np.all(requests.ended_s[answered] >= requests.first_token_s[answered])
+    assert np.all(requests.ended_s >= rows.arrival_s)
+    assert np.all(answered[finished]) and np.all(requests.generated[finished] == rows.output_tokens[finished])
+    children = np.flatnonzero((rows.parent >= 0) & started)
+    assert np.all(requests.admitted_s[children] >= requests.ended_s[rows.parent[children]])
+    assert np.all(requests.reused_tokens[started] < rows.input_tokens[started])
+    assert np.all(requests.preemptions <= config.max_preemptions)
+    assert core.memory.kv.meta.live == core.memory.ssm.meta.live == 0
+    assert core.mapped_chunks == core.layout.chunks
+    assert np.all(np.diff([record.time_s for record in telemetry]) > 0)
+    for name, total in (("met", core.counters.met), ("missed", core.counters.missed)):
+        assert sum(record[name] for record in telemetry) == total
+
+
+@some_examples
+@given(config=small_configs(), episode=small_episodes(), share=st.floats(0, 1), factor=st.floats(0.05, 40))
+def test_the_window_length_does_not_change_a_static_split(config, episode, share, factor):
+    one, _ = play(config, episode, [share])
+    other, _ = play(dataclasses.replace(config, window_s=max(config.window_s * factor, 0.01)), episode, [share])
+    for field in ("status", "reject_reason", "preemptions", "missed", "reused_tokens", "generated"):
+        assert np.array_equal(one.requests[field], other.requests[field]), field
+    for field in TIMES:
+        np.testing.assert_allclose(one.requests[field], other.requests[field], rtol=1e-9)
+    assert one.counters.iterations == other.counters.iterations
+
+
+@some_examples
+@given(config=small_configs(), episode=small_episodes(), shares=SHARES)
+def test_two_runs_and_any_size_of_the_op_log_give_identical_arrays(config, episode, shares):
+    expected = result(*play(config, episode, shares))
+    assert result(*play(config, episode, shares)) == expected
+    for log_capacity in (0, 1, 200_000):
+        assert result(*play(config, episode, shares, check=True, log_capacity=log_capacity)) == expected
+
+
+@settings(parent=some_examples, max_examples=6)
+@given(config=small_configs(), episode=small_episodes(), shares=SHARES)
+def test_host_memory_gives_the_arrays_of_accounting_and_its_stamps_read_back(config, episode, shares):
+    try:
+        host = play(config, episode, shares, backend="host", check=True)
+    except VmmRefused as refusal:
+        pytest.skip(str(refusal))
+    assert result(*host) == result(*play(config, episode, shares))
+    assert host[0].vmm.stamps_checked > 0 or np.all(host[0].requests.reject_reason == DOES_NOT_FIT)
+    host[0].close()
+
+
+@some_examples
+@given(episode=small_episodes(16), budgets=st.tuples(st.integers(1, 300), st.integers(1, 300)))
+def test_chunk_size_does_not_change_what_requests_reuse_one_after_the_other(episode, budgets):
+    rows = episode.rows.copy()
+    rows["parent"][1:] = np.arange(len(rows) - 1)
+    config = ServingConfig(model="qwen3.5-4b", hbm_gib=0.5, page_tokens=SMALL_PAGE, ttft_slo_floor_s=1000.0)
+    one, other = (
+        play(dataclasses.replace(config, prefill_budget=budget), dataclasses.replace(episode, rows=rows))[0]
+        for budget in budgets
+    )
+    assert np.array_equal(one.requests.reused_tokens, other.requests.reused_tokens)
+
+
+def busy_hour_of_a_small_engine() -> list[list[float]]:
+    """Times of a few requests that share, wait, preempt and see the split change."""
+    document = ["document"] * 20
+    asks = [
+        Ask(0.003 * i, 340 + 40 * (i % 3), 60 + 30 * (i % 4), [*document, (i % 5)], parent=i - 4 if i % 4 == 3 else -1)
+        for i in range(24)
+    ]
+    config = ServingConfig(
+        model="qwen3.5-4b", hbm_gib=0.3, page_tokens=SMALL_PAGE, prefill_budget=128, decode_snapshot_tokens=32,
+        slots_per_request=1, window_s=0.1, ttft_slo_floor_s=0.1, chunk_move_s=1e-3,
+    )  # fmt: skip
+    core, _ = play(config, make_episode(asks, SMALL_PAGE), [0.2, 0.6, 0.1, 0.3], check=True)
+    assert core.counters.preemptions > 0 and core.moved_chunks > 0 and core.counters.reused_tokens > 0
+    return [[float(request[field]) for field in TIMES] for request in core.requests]
+
+
+def test_kernels_give_the_same_without_the_compiler():
+    root = Path(__file__).resolve().parents[2]
+    code = f"import json; from {__name__} import busy_hour_of_a_small_engine as play; print(json.dumps(play()))"
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": path}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    np.testing.assert_allclose(json.loads(process.stdout), busy_hour_of_a_small_engine(), rtol=1e-12)

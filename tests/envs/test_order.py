@@ -1,0 +1,105 @@
+"""Lists and heap of requests against Python's own."""
+
+from typing import NamedTuple
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hbmgym.envs.serving.order import add_event, cancel_event, next_event, push_first, push_last, remove
+from hbmgym.envs.serving.state import ENGINE, make_requests
+from hbmgym.memory_backend.jit import kernel
+from hbmgym.memory_backend.pools import NONE
+
+ROWS = 30
+LISTS = 3
+PUSH_LAST, PUSH_FIRST, REMOVE = range(3)
+ADD, CANCEL = range(2)
+
+
+class Lists(NamedTuple):
+    requests: np.recarray
+    ends: np.ndarray
+    heap: np.ndarray
+    engine: np.record
+
+
+def make_lists() -> Lists:
+    ends, heap = np.full((LISTS, 2), NONE, np.int32), np.zeros(ROWS, np.int32)
+    return Lists(make_requests(ROWS), ends, heap, np.zeros(1, ENGINE).view(np.recarray)[0])
+
+
+@kernel
+def edit_list(state, edit, where, row):
+    if edit == PUSH_LAST:
+        push_last(state, where, row)
+    elif edit == PUSH_FIRST:
+        push_first(state, where, row)
+    else:
+        remove(state, where, row)
+
+
+@kernel
+def edit_heap(state, edit, row, iteration):
+    if edit == ADD:
+        add_event(state, row, iteration)
+    else:
+        cancel_event(state, row)
+
+
+@kernel
+def pop(state):
+    """(iteration, row) of the next event, which is taken out."""
+    iteration, row = next_event(state), state.heap[0]
+    cancel_event(state, row)
+    return iteration, row
+
+
+def read(state: Lists, where: int) -> list[int]:
+    """The list from first to last, checked from last to first."""
+    rows, row = [], state.ends[where, 0]
+    while row != NONE:
+        rows.append(int(row))
+        row = state.requests[row].next
+    back, row = [], state.ends[where, 1]
+    while row != NONE:
+        back.append(int(row))
+        row = state.requests[row].prev
+    assert back == rows[::-1]
+    return rows
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(0, LISTS - 1), st.booleans()), max_size=60))
+def test_lists_keep_the_order_of_pushes_and_removals(edits):
+    state, expected = make_lists(), [[] for _ in range(LISTS)]
+    for row, where, first in edits:
+        held_in = next((i for i in range(LISTS) if row in expected[i]), None)
+        if held_in is not None:
+            edit_list(state, REMOVE, held_in, row)
+            expected[held_in].remove(row)
+        elif first:
+            edit_list(state, PUSH_FIRST, where, row)
+            expected[where].insert(0, row)
+        else:
+            edit_list(state, PUSH_LAST, where, row)
+            expected[where].append(row)
+        assert [read(state, i) for i in range(LISTS)] == expected
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(0, 8)), max_size=80), st.booleans())
+def test_events_come_by_iteration_then_by_arrival_whatever_the_order_they_were_added_in(edits, late):
+    state, expected = make_lists(), {}
+    for row, iteration in edits:
+        iteration += 2**33 * late
+        if row in expected:
+            edit_heap(state, CANCEL, row, 0)
+            del expected[row]
+            assert state.requests[row].heap_place == NONE
+        else:
+            edit_heap(state, ADD, row, iteration)
+            expected[row] = iteration
+    found = [tuple(int(x) for x in pop(state)) for _ in range(len(expected))]
+    assert found == sorted((iteration, row) for row, iteration in expected.items())
+    assert state.engine.heap_size == 0

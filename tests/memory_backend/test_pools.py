@@ -1,0 +1,232 @@
+"""A pool against a model of dictionaries: what is live, cached and free, where it lies, and which handles are good."""
+
+import heapq
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from hbmgym.memory_backend.oplog import CHECK, COPY, KV, SSM, STAMP, ZERO, make_op_log
+from hbmgym.memory_backend.pools import (
+    NONE,
+    check_pool,
+    copy,
+    free_blocks,
+    lowest_free_block,
+    make_handle,
+    make_pool,
+    pin,
+    release,
+    relocate,
+    resolve_handle,
+    take,
+    touch,
+    unpin,
+    zero,
+)
+
+CHUNK, BLOCK = 1000, 300
+CHUNKS, MAPPED = 10, 7
+CAPACITY = MAPPED * CHUNK // BLOCK
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """`blocks[entry]` and `pins[entry]` are the live and cached entries, `cached` those in order of eviction."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = make_pool(SSM, BLOCK, CHUNK, MAPPED, CHUNKS)
+        self.log = make_op_log(4096, enabled=True)
+        self.blocks: dict[int, int] = {}
+        self.pins: dict[int, int] = {}
+        self.cached: list[int] = []
+        self.handles: dict[int, int] = {}
+        self.dead_handles: list[int] = []
+
+    def choose(self, data, entries):
+        return data.draw(st.sampled_from(sorted(entries)))
+
+    def lowest(self):
+        return min(set(range(CHUNKS * CHUNK // BLOCK)) - set(self.blocks.values()))
+
+    @rule()
+    def take(self):
+        lowest = self.lowest()
+        entry = take(self.pool, self.log)
+        if len(self.blocks) >= self.pool.meta.limit:
+            assert entry == NONE
+            return
+        assert entry not in self.blocks
+        assert self.pool.entries[entry].block == lowest
+        self.blocks[entry], self.pins[entry] = lowest, 1
+        self.handles[entry] = make_handle(self.pool, entry)
+
+    @precondition(lambda self: any(count <= 1 for count in self.pins.values()))
+    @rule(data=st.data())
+    def release(self, data):
+        entry = self.choose(data, [entry for entry, count in self.pins.items() if count <= 1])
+        release(self.pool, self.log, entry)
+        self.dead_handles.append(self.handles.pop(entry))
+        del self.blocks[entry], self.pins[entry]
+        if entry in self.cached:
+            self.cached.remove(entry)
+
+    @precondition(lambda self: self.blocks)
+    @rule(data=st.data())
+    def pin(self, data):
+        entry = self.choose(data, self.blocks)
+        pin(self.pool, entry)
+        self.pins[entry] += 1
+        if entry in self.cached:
+            self.cached.remove(entry)
+
+    @precondition(lambda self: any(self.pins.values()))
+    @rule(data=st.data())
+    def unpin(self, data):
+        entry = self.choose(data, [entry for entry, count in self.pins.items() if count])
+        unpin(self.pool, entry)
+        self.pins[entry] -= 1
+        if self.pins[entry] == 0:
+            self.cached.append(entry)
+
+    @precondition(lambda self: self.cached)
+    @rule(data=st.data())
+    def touch(self, data):
+        entry = self.choose(data, self.cached)
+        touch(self.pool, entry)
+        self.cached.remove(entry)
+        self.cached.append(entry)
+
+    @precondition(lambda self: self.blocks and len(self.blocks) < CAPACITY)
+    @rule(data=st.data())
+    def relocate(self, data):
+        entry = self.choose(data, self.blocks)
+        lowest = self.lowest()
+        relocate(self.pool, self.log, entry)
+        self.blocks[entry] = lowest
+
+    @rule(limit=st.integers(0, CAPACITY))
+    def set_limit(self, limit):
+        self.pool.meta.limit = limit
+
+    @invariant()
+    def agrees_with_the_model(self):
+        check_pool(self.pool)
+        pool, meta = self.pool, self.pool.meta
+        assert {entry: int(pool.entries[entry].block) for entry in self.blocks} == self.blocks
+        assert (meta.live, meta.cached) == (len(self.blocks) - len(self.cached), len(self.cached))
+        assert free_blocks(pool) == max(meta.limit - len(self.blocks), 0)
+        entry, order = meta.evict_first, []
+        while entry != NONE:
+            order.append(int(entry))
+            entry = pool.entries[entry].next
+        assert order == self.cached
+
+    @invariant()
+    def handles_name_what_they_were_made_for(self):
+        assert all(resolve_handle(self.pool, handle) == entry for entry, handle in self.handles.items())
+        assert all(resolve_handle(self.pool, handle) == NONE for handle in self.dead_handles)
+        assert len({*self.handles.values(), *self.dead_handles}) == len(self.handles) + len(self.dead_handles)
+
+
+TestPool = PoolMachine.TestCase
+TestPool.settings = settings(max_examples=40, stateful_step_count=40, derandomize=True, deadline=None)
+
+
+@given(st.data(), st.sampled_from([1, 31, 32, 33, 1024, 1025, 32**2 + 500, 40_000]))
+@settings(max_examples=25, derandomize=True, deadline=None)
+def test_blocks_are_handed_out_lowest_first_at_every_bitmap_size(data, blocks):
+    pool, log = make_pool(KV, 1, 1, blocks, blocks), make_op_log(1, enabled=False)
+    taken = [take(pool, log) for _ in range(min(blocks, 1200))]
+    assert pool.entries["block"][taken].tolist() == list(range(len(taken)))
+    free = list(range(len(taken), blocks))
+    for entry in data.draw(st.lists(st.sampled_from(taken), unique=True, max_size=60)):
+        heapq.heappush(free, int(pool.entries[entry].block))
+        release(pool, log, entry)
+        assert lowest_free_block(pool) == free[0]
+    for _ in range(min(len(free), 70)):
+        assert pool.entries[take(pool, log)].block == heapq.heappop(free)
+    check_pool(pool)
+
+
+def test_a_full_bitmap_of_three_levels_empties_and_fills_again():
+    blocks = 32**2 + 7
+    pool, log = make_pool(KV, 1, 1, blocks, blocks), make_op_log(1, enabled=False)
+    taken = [take(pool, log) for _ in range(blocks)]
+    assert take(pool, log) == NONE and free_blocks(pool) == 0
+    check_pool(pool)
+    for entry in reversed(taken):
+        release(pool, log, entry)
+    check_pool(pool)
+    assert [int(pool.entries[take(pool, log)].block) for _ in range(blocks)] == list(range(blocks))
+
+
+def make_pair():
+    log = make_op_log(64, enabled=True)
+    return make_pool(KV, BLOCK, CHUNK, MAPPED, CHUNKS), make_pool(SSM, BLOCK, CHUNK, MAPPED, CHUNKS), log
+
+
+def test_a_handle_of_the_other_pool_is_refused():
+    kv, ssm, log = make_pair()
+    page, slot = take(kv, log), take(ssm, log)
+    assert page == slot
+    assert resolve_handle(kv, make_handle(ssm, slot)) == NONE
+    assert resolve_handle(ssm, make_handle(kv, page)) == NONE
+
+
+def test_a_freed_handle_stays_refused_after_its_entry_is_taken_again():
+    kv, _, log = make_pair()
+    first = take(kv, log)
+    handle = make_handle(kv, first)
+    release(kv, log, first)
+    again = take(kv, log)
+    assert again == first
+    assert resolve_handle(kv, handle) == NONE
+    assert resolve_handle(kv, make_handle(kv, again)) == again
+
+
+def test_numbers_that_no_handle_has_are_refused():
+    kv, _, log = make_pair()
+    entry = take(kv, log)
+    handle = make_handle(kv, entry)
+    assert resolve_handle(kv, handle + len(kv.entries)) == NONE
+    assert resolve_handle(kv, handle + 2**32) == NONE
+    assert resolve_handle(kv, np.int64(-1)) == NONE
+
+
+def entries_of(log):
+    return [tuple(int(x) for x in op)[:5] for op in log.ops[: log.head.count]]
+
+
+def test_the_log_tells_what_happens_to_blocks_in_order():
+    _, ssm, log = make_pair()
+    first = take(ssm, log)
+    second = take(ssm, log)
+    zero(ssm, log, second)
+    copy(ssm, log, first, second)
+    release(ssm, log, first)
+    relocate(ssm, log, second)
+    kinds = [STAMP, STAMP, ZERO, STAMP, COPY, CHECK, CHECK, COPY, CHECK]
+    places = [(0, 0), (1, 1), (1, 1), (1, 1), (0, 1), (1, 1), (0, 0), (1, 0), (0, 0)]
+    assert entries_of(log) == [
+        (kind, SSM, source, SSM, target) for kind, (source, target) in zip(kinds, places, strict=True)
+    ]
+
+
+def test_a_copy_carries_the_stamp_and_every_stamp_is_new():
+    _, ssm, log = make_pair()
+    first, second = take(ssm, log), take(ssm, log)
+    assert ssm.entries[first].tag != ssm.entries[second].tag
+    copy(ssm, log, first, second)
+    assert ssm.entries[first].tag == ssm.entries[second].tag
+
+
+def test_a_disabled_log_drops_entries_but_hands_out_the_same_stamps():
+    tags = []
+    for enabled in (False, True):
+        log = make_op_log(8, enabled)
+        pool = make_pool(KV, BLOCK, CHUNK, MAPPED, CHUNKS)
+        tags.append([int(pool.entries[take(pool, log)].tag) for _ in range(3)])
+        assert log.head.count == (3 if enabled else 0)
+    assert tags[0] == tags[1]

@@ -1,0 +1,47 @@
+"""The flags of train/ppo.py."""
+
+from dataclasses import dataclass
+
+from hbmgym.cli import option
+from hbmgym.eval.options import ServingOptions
+
+SMOKE = {"total_timesteps": 1440, "n_envs": 2, "n_steps": 360, "eval_episodes": 1, "table_episodes": 2}
+"""Two updates that hold whole episodes, so that even a smoke run has a return curve."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(ServingOptions):
+    """What is learned, for how long, and where it goes."""
+
+    total_timesteps: int = option(250_000, "windows of all environments together, also 2e5")
+    n_envs: int = option(16, "environments stepped side by side")
+    n_steps: int = option(180, "windows per environment between two updates")
+    batch_size: int = option(720, "windows per gradient step")
+    n_epochs: int = option(8, "passes over the windows of an update")
+    learning_rate: float = option(4e-4, "of Adam, falling linearly to 0")
+    gamma: float = option(0.99, "discount per window")
+    seed: int = option(0, "of networks, actions and episodes")
+    seeds: int = option(1, "train so many policies, from --seed on, and keep the best on validation")
+    backend: str = option("accounting", "what executes the moves", choices=("accounting", "host", "auto"))
+    eval_freq: int = option(25_000, "windows between two evaluations on validation seeds")
+    save_freq: int = option(50_000, "windows between two checkpoints")
+    eval_episodes: int = option(4, "validation episodes that choose the policy, none of them in the table")
+    table_episodes: int = option(8, "validation episodes of the table at the end")
+    jobs: int = option(2, "processes of the table at the end, and of --seeds")
+    out: str = option("", "run folder; by default the next free one under runs/")
+    resume: str = option("", "run folder to continue; its own options apply", metavar="RUN")
+    final: bool = option(True, "compare at the end, and replay one episode with real remapping")
+    progress: bool = option(True, "show progress bars")
+    smoke: bool = option(False, "two small updates, to see that everything works")
+
+    def __post_init__(self) -> None:
+        for name in ("total_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs", "seeds", "eval_freq"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected an integer >= 1")
+        for name in ("save_freq", "eval_episodes", "table_episodes", "jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected an integer >= 1")
+        if not 0.0 < self.gamma < 1.0:
+            raise ValueError(f"--gamma is {self.gamma}, expected a number between 0 and 1")
+        if not 0.0 < self.learning_rate < 1.0:
+            raise ValueError(f"--learning-rate is {self.learning_rate}, expected a number between 0 and 1")

@@ -1,0 +1,118 @@
+"""Train a PPO controller on replayed traffic and compare it: `python train/ppo.py --help`."""
+
+import sys
+
+try:
+    from hbmgym.cli import parse_options, user_errors
+except ModuleNotFoundError as error:
+    print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import make_layout
+from hbmgym.envs.workload import TraceWorkload, Workload
+from hbmgym.eval.cells import write_json
+from hbmgym.eval.table import print_comparison, summary_lines
+from hbmgym.memory_backend.vmm import VmmRefused, open_vmm
+from hbmgym.train.finish import compare_policy, idle_lines, replay_on_host
+from hbmgym.train.learn import Interrupted, learn
+from hbmgym.train.options import SMOKE, TrainOptions
+from hbmgym.train.runs import new_run, read_options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, train, compare, replay on real memory, write summary.json."""
+    given = parse_options(TrainOptions, __doc__ or "", arguments)
+    with user_errors(VmmRefused):
+        options = _settle(given)
+        config = options.serving_config()
+        workloads = _prepare(options, config)
+        folder = Path(given.resume) if given.resume else new_run(options)
+    print(f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}", flush=True)
+    started = time.perf_counter()
+    try:
+        costs = _train(options, folder, config, workloads)
+    except Interrupted as interruption:
+        print(f"{interruption}; go on with: python train/ppo.py --resume {folder}", file=sys.stderr)
+        raise SystemExit(130) from None
+    summary = {"trained_s": time.perf_counter() - started, "validation_cost_of_seeds": costs}
+    print(f"trained in {summary['trained_s']:.0f} s; policy: {folder / 'policy.npz'}", flush=True)
+    if options.final:
+        _finish(options, folder, config, workloads, summary)
+
+
+def _settle(given: TrainOptions) -> TrainOptions:
+    """The options that hold: a resumed run keeps its own, a smoke run is small, bars need a terminal."""
+    options = read_options(Path(given.resume)) if given.resume else given
+    if options.smoke:
+        options = dataclasses.replace(options, **SMOKE)  # type: ignore[arg-type]
+    return dataclasses.replace(options, progress=given.progress and sys.stderr.isatty())
+
+
+def _prepare(options: TrainOptions, config: ServingConfig) -> list[Workload]:
+    """Everything that can be wrong is found here, before a folder is made."""
+    layout = make_layout(config)
+    if options.backend != "accounting":
+        with open_vmm(options.backend, layout, layout.kv_chunks(layout.min_slots)) as vmm:
+            print(f"backend: {vmm.why}")
+    workloads = options.workloads(config)
+    for workload in workloads:
+        for notice in workload.trace.notices if isinstance(workload, TraceWorkload) else ():
+            print(f"{workload.name}: {notice}", file=sys.stderr)
+        workload.episode("train", options.seed)
+        workload.episode("validation", 10_000)
+    return workloads
+
+
+def _train(
+    options: TrainOptions, folder: Path, config: ServingConfig, workloads: Sequence[Workload]
+) -> dict[str, float]:
+    """Best cost on validation of every seed; the run's policy.npz is the best seed's."""
+    if options.seeds == 1:
+        return {str(options.seed): learn(options, folder, config, workloads)}
+    parts = []
+    for seed in range(options.seed, options.seed + options.seeds):
+        own = dataclasses.replace(options, seed=seed, seeds=1, progress=False)
+        part = folder / f"seed-{seed}"
+        for name in ("checkpoints", "best"):
+            (part / name).mkdir(parents=True, exist_ok=True)
+        parts.append((own, part))
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        costs = list(pool.map(learn, *zip(*parts, strict=True), [config] * len(parts), [list(workloads)] * len(parts)))
+    best = min(range(len(parts)), key=costs.__getitem__)
+    (folder / "policy.npz").write_bytes((parts[best][1] / "policy.npz").read_bytes())
+    return {str(own.seed): cost for (own, _), cost in zip(parts, costs, strict=True)}
+
+
+def _finish(
+    options: TrainOptions,
+    folder: Path,
+    config: ServingConfig,
+    workloads: Sequence[Workload],
+    summary: dict[str, object],
+) -> None:
+    comparison = compare_policy(options, folder, config, workloads)
+    print_comparison(comparison)
+    idle = idle_lines(comparison)
+    report = replay_on_host(options, folder, config)
+    for line in (*idle, *report.lines):
+        print(line)
+    summary["tables"] = {result.name: summary_lines(result) for result in comparison.results}
+    summary["failures"] = idle
+    summary["host"] = dataclasses.asdict(report)
+    write_json(folder / "summary.json", summary)
+    if idle or not report.good:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
