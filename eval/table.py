@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hbmgym.eval.comparison import ORACLE, Comparison, WorkloadResult
-from hbmgym.eval.statistics import mean_interval, relative_difference
+from hbmgym.eval.intervals import mean_interval, relative_difference
 
 UNBOUNDED_WIDTH = 160
 SHOWN_STATICS = 5

@@ -41,9 +41,9 @@ def learn(options: TrainOptions, folder: Path, config: ServingConfig, workloads:
     Continues from the run's last checkpoint if it has one. Raises Interrupted after Ctrl-C, with a checkpoint saved.
     """
     torch.set_num_threads(1)
-    env = VecMonitor(CoreVecEnv([_make_env(options, workloads) for _ in range(options.n_envs)]))
+    env = VecMonitor(CoreVecEnv([make_env(options, workloads) for _ in range(options.n_envs)]))
     checkpoint = last_checkpoint(folder)
-    model = _make_model(options, env) if checkpoint is None else PPO.load(checkpoint, env=env, device="cpu")
+    model = make_model(options, env) if checkpoint is None else PPO.load(checkpoint, env=env, device="cpu")
     model.set_logger(_make_logger(folder, model.num_timesteps))
     validation = _validation(options, folder, config, workloads)
     saver = Checkpoints(folder, options.save_freq)
@@ -65,7 +65,8 @@ def learn(options: TrainOptions, folder: Path, config: ServingConfig, workloads:
     return validation.best_cost
 
 
-def _make_env(options: TrainOptions, workloads: Sequence[Workload]) -> HbmPartitionEnv:
+def make_env(options: TrainOptions, workloads: Sequence[Workload]) -> HbmPartitionEnv:
+    """One training environment."""
     serving = {
         "model": options.model,
         "gpu": options.gpu,
@@ -79,7 +80,8 @@ def _make_env(options: TrainOptions, workloads: Sequence[Workload]) -> HbmPartit
     )
 
 
-def _make_model(options: TrainOptions, env: VecMonitor) -> PPO:
+def make_model(options: TrainOptions, env: VecMonitor) -> PPO:
+    """PPO before its first step."""
     return PPO(
         "MlpPolicy",
         env,

@@ -1,0 +1,217 @@
+"""How fast is it: engine, windows, learning, decisions; per CPU-second of one core. `python eval/bench.py --help`."""
+
+import sys
+
+try:
+    from hbmgym.cli import option, parse_options, user_errors
+except ModuleNotFoundError as error:
+    print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hbmgym.controllers.helm.policy import Policy
+from hbmgym.controllers.helm.ppo import PpoController
+from hbmgym.controllers.observation import OBSERVATION_SIZE
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import Core
+from hbmgym.envs.traces.compose import compose_generated
+from hbmgym.envs.traces.episode import Episode
+from hbmgym.envs.traces.generators import LogNormal, SessionClass
+from hbmgym.envs.traces.scenarios import generate_class
+from hbmgym.envs.workload import open_workloads
+from hbmgym.eval.cells import write_json
+
+CHAT_BENCH = SessionClass(
+    name="bench-chat",
+    first_prompt=LogNormal(np.log(4300.0), 0.0),
+    later_text=((1.0, LogNormal(np.log(100.0), 0.0)),),
+    output=LogNormal(np.log(200.0), 0.0),
+    gap_s=LogNormal(1.5, 0.5),
+    geometric_turns=4.0,
+    max_turns=8,
+)
+"""4.9k tokens in, 200 out, sessions that come back."""
+CHAT_BENCH_RATE = 6.0
+MARKS = {
+    "engine_requests_per_cpu_s": 100_000,
+    "windows_per_cpu_s": 5_000,
+    "ppo_steps_per_cpu_s": 800,
+    "decision_us_p99": 10,
+}
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured, how often, and where the figures go."""
+
+    only: tuple[str, ...] = option((), "one part, repeatable: engine, windows, ppo, decision", metavar="PART")
+    repeats: int = option(3, "times each part is measured; medians are printed")
+    out: str = option("", "file for the figures as JSON")
+
+
+def measure_engine() -> Figures:
+    """Requests per CPU-second, chat with reuse."""
+    trace = generate_class(CHAT_BENCH, 0, CHAT_BENCH_RATE, 0.0, 4000.0)
+    episode = compose_generated(trace, seed=0, page_tokens=64, warmup_s=0.0)
+    core = Core(ServingConfig())
+    spent_s, _ = _run(core, episode, 0.5)
+    counters = core.counters
+    return {
+        "engine_requests_per_cpu_s": len(episode.rows) / spent_s,
+        "engine_mean_input_tokens": float(episode.rows["input_tokens"].mean()),
+        "engine_mean_output_tokens": float(episode.rows["output_tokens"].mean()),
+        "engine_hit_rate": counters.reused_tokens / counters.admitted_tokens,
+        "engine_pages_per_cpu_s": float((episode.rows["input_tokens"] // 64).sum()) / spent_s,
+    }
+
+
+def measure_windows() -> Figures:
+    """One-second windows per CPU-second at steady-chat, Telemetry included."""
+    config = ServingConfig(window_s=1.0)
+    episode = open_workloads(config, scenarios=("steady-chat",))[0].episode("train", 0)
+    spent_s, windows = _run(Core(config), episode, 0.5)
+    return {"windows_per_cpu_s": windows / spent_s, "windows_requests_each": len(episode.rows) / windows}
+
+
+def _run(core: Core, episode: Episode, kv_share: float) -> tuple[float, int]:
+    """CPU-seconds and windows of an episode that has been replayed once before, to warm up."""
+    for _ in range(2):
+        core.reset(episode, kv_share)
+        windows = 0
+        started = time.process_time()
+        while not core.done:
+            core.run_window()
+            windows += 1
+    return time.process_time() - started, windows
+
+
+def measure_ppo() -> Figures:
+    """Steps of PPO per CPU-second with the trainer's own settings, and where the time goes."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import VecMonitor
+
+    from hbmgym.envs.vec import CoreVecEnv
+    from hbmgym.train.learn import make_env, make_model
+    from hbmgym.train.options import TrainOptions
+
+    torch.set_num_threads(1)
+    options = TrainOptions()
+    workloads = options.workloads(options.serving_config())
+    model = make_model(options, VecMonitor(CoreVecEnv([make_env(options, workloads) for _ in range(options.n_envs)])))
+    with _Stopwatch(Core, "run_window") as engine, _Stopwatch(PPO, "train") as update:
+        model.learn(options.n_envs * options.n_steps)
+        engine.spent_s = update.spent_s = 0.0
+        steps = 4 * options.n_envs * options.n_steps
+        started = time.process_time()
+        model.learn(steps, reset_num_timesteps=False)
+        spent_s = time.process_time() - started
+    episode = workloads[0].episode("train", 0)
+    windows = episode.horizon_s / options.serving_config().window_s
+    return {
+        "ppo_steps_per_cpu_s": steps / spent_s,
+        "ppo_requests_per_window": len(episode.rows) / windows,
+        "ppo_share_in_engine": engine.spent_s / spent_s,
+        "ppo_share_in_update": update.spent_s / spent_s,
+    }
+
+
+class _Stopwatch:
+    """Adds up the CPU time of a method while the context lasts."""
+
+    def __init__(self, owner: type, method: str) -> None:
+        self._owner, self._method = owner, method
+        self._function: Callable[..., object] = getattr(owner, method)
+        self.spent_s = 0.0
+
+    def __enter__(self) -> "_Stopwatch":
+        def timed(*arguments: object, **named: object) -> object:
+            started = time.process_time()
+            try:
+                return self._function(*arguments, **named)
+            finally:
+                self.spent_s += time.process_time() - started
+
+        setattr(self._owner, self._method, timed)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        setattr(self._owner, self._method, self._function)
+
+
+def measure_decision() -> Figures:
+    """Microseconds of one decision of the learned controller, observation included."""
+    rng = np.random.default_rng(0)
+    sizes = (OBSERVATION_SIZE, 64, 64, 1)
+    layers = [
+        (rng.normal(0, b**-0.5, (a, b)).astype(np.float32), np.zeros(a, np.float32))
+        for b, a in itertools.pairwise(sizes)
+    ]
+    config = ServingConfig()
+    core, controller = Core(config), PpoController(Policy.from_layers(layers))
+    episode = open_workloads(config)[0].episode("train", 0)
+    controller.reset(core.setup)
+    telemetry = core.reset(episode)
+    for _ in range(100):
+        telemetry = core.run_window()
+        controller.act(telemetry)
+    spent_us = []
+    gc.disable()
+    for _ in range(20_000):
+        started = time.perf_counter_ns()
+        controller.act(telemetry)
+        spent_us.append((time.perf_counter_ns() - started) / 1e3)
+    gc.enable()
+    return {
+        "decision_us_p50": float(np.percentile(spent_us, 50)),
+        "decision_us_p99": float(np.percentile(spent_us, 99)),
+    }
+
+
+PARTS: dict[str, Callable[[], Figures]] = {
+    "engine": measure_engine,
+    "windows": measure_windows,
+    "ppo": measure_ppo,
+    "decision": measure_decision,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print medians beside the marks that are to be reached."""
+    options = parse_options(BenchOptions, __doc__ or "", arguments)
+    with user_errors():
+        if unknown := set(options.only) - set(PARTS):
+            raise ValueError(f"--only {', '.join(sorted(unknown))} is unknown, expected one of: {', '.join(PARTS)}")
+        if options.repeats < 1:
+            raise ValueError(f"--repeats is {options.repeats}, expected an integer >= 1")
+    figures: Figures = {}
+    for name in options.only or PARTS:
+        runs = [PARTS[name]() for _ in range(options.repeats)]
+        for key in runs[0]:
+            figures[key] = statistics.median(run[key] for run in runs)
+            print(_line(key, figures[key], [run[key] for run in runs]), flush=True)
+    if options.out:
+        write_json(Path(options.out), figures)
+
+
+def _line(key: str, value: float, runs: Sequence[float]) -> str:
+    mark = MARKS.get(key)
+    if mark is None:
+        return f"{key:30} {value:14,.3f}"
+    reached = value <= mark if key.startswith("decision") else value >= mark
+    verdict = f"mark {mark:,}: {'reached' if reached else 'MISSED'}"
+    return f"{key:30} {value:14,.3f}   from {min(runs):,.1f} to {max(runs):,.1f}   {verdict}"
+
+
+if __name__ == "__main__":
+    main()
