@@ -8,16 +8,17 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core, setup_hash
 from hbmgym.envs.serving.metrics import episode_metrics
-from hbmgym.envs.traces.compose import compose_generated
+from hbmgym.envs.traces.compose import compose, compose_generated
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.generators import SessionClass
 from hbmgym.envs.traces.scenarios import find_scenario, generate_class
+from hbmgym.envs.traces.trace import Trace
 from hbmgym.files import write_atomically
 
 GOODPUT = 0.95
@@ -30,6 +31,9 @@ PRECISION = 1.03
 """Rates are found to within this factor."""
 SHIPPED = Path(__file__).with_name("class_rates.json")
 STARTING_RATE = 1.0
+SMALLEST_RATE = STARTING_RATE / 4096
+SHARES = 12
+"""Static splits that are tried, evenly spread."""
 
 
 def class_rates(scenario: str, config: ServingConfig) -> Mapping[str, float]:
@@ -86,45 +90,63 @@ def remember_rate(table: Path, group: SessionClass, config: ServingConfig, rate:
 
 
 def find_largest_rate(group: SessionClass, config: ServingConfig) -> float:
-    """Requests per second by bisection on a logarithmic scale; ValueError when even a trickle misses its SLOs."""
-    search = _RateSearch(group, config)
-    low = high = STARTING_RATE
-    while search.sustains(high):
-        low, high = high, high * 2.0
-    while not search.sustains(low):
-        low, high = low / 2.0, low
-        if low < STARTING_RATE / 4096:
-            raise ValueError(
-                f"class {group.name} misses its SLOs at any rate with {config.model} on {config.gpu} and "
-                f"{config.hbm_gib:g} GiB: raise hbm_gib or choose another model or GPU"
-            )
-    while high / low > PRECISION:
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if search.sustains(middle) else (low, middle)
-    return round(low, 4)
+    """Requests per second that a class may offer; ValueError when even a trickle misses its SLOs."""
+
+    def episodes(rate_per_s: float) -> list[Episode]:
+        traces = ((seed, generate_class(group, seed, rate_per_s, WARMUP_S, MEASURED_S)) for seed in SEEDS)
+        tokens = config.page_tokens
+        return [compose_generated(trace, seed=seed, page_tokens=tokens, warmup_s=WARMUP_S) for seed, trace in traces]
+
+    return _Search(config, episodes, f"class {group.name}").largest()
 
 
-class _RateSearch:
-    """Does any static split keep the goodput at this rate? The split that did last is tried first."""
+def find_largest_load(trace: Trace, config: ServingConfig) -> float:
+    """The multiplier of a recorded trace's rate up to which the best static split keeps the goodput, at most 1."""
 
-    def __init__(self, group: SessionClass, config: ServingConfig) -> None:
-        self._group = group
+    def episodes(load: float) -> list[Episode]:
+        return [compose(trace, part="train", seed=seed, page_tokens=config.page_tokens, load=load) for seed in SEEDS]
+
+    return _Search(config, episodes, trace.name).largest(at_most=1.0)
+
+
+class _Search:
+    """The largest rate, in any unit, at which a static split keeps the goodput. What did last time is tried first."""
+
+    def __init__(self, config: ServingConfig, episodes: Callable[[float], list[Episode]], name: str) -> None:
         self._core = Core(config)
+        self._episodes = episodes
+        self._name = name
         low, high = self._core.layout.share_bounds
-        self._shares = [low + (high - low) * (i + 0.5) / 12 for i in range(12)]
+        self._shares = [low + (high - low) * (i + 0.5) / SHARES for i in range(SHARES)]
         self._best = 0.5
 
-    def sustains(self, rate_per_s: float) -> bool:
-        episodes = [self._episode(rate_per_s, seed) for seed in SEEDS]
+    def largest(self, at_most: float = float("inf")) -> float:
+        """By bisection on a logarithmic scale."""
+        low = high = STARTING_RATE
+        while high <= at_most and self._sustains(high):
+            low, high = high, high * 2.0
+        if high > at_most:
+            return at_most
+        while not self._sustains(low):
+            low, high = low / 2.0, low
+            if low < SMALLEST_RATE:
+                config = self._core.config
+                raise ValueError(
+                    f"{self._name} misses its SLOs at any rate with {config.model} on {config.gpu} and "
+                    f"{config.hbm_gib:g} GiB: raise hbm_gib or choose another model or GPU"
+                )
+        while high / low > PRECISION:
+            middle = (low * high) ** 0.5
+            low, high = (middle, high) if self._sustains(middle) else (low, middle)
+        return round(low, 4)
+
+    def _sustains(self, rate: float) -> bool:
+        episodes = self._episodes(rate)
         for share in sorted(self._shares, key=lambda share: abs(share - self._best)):
             if all(self._goodput(episode, share) >= GOODPUT for episode in episodes):
                 self._best = share
                 return True
         return False
-
-    def _episode(self, rate_per_s: float, seed: int) -> Episode:
-        trace = generate_class(self._group, seed, rate_per_s, WARMUP_S, MEASURED_S)
-        return compose_generated(trace, seed=seed, page_tokens=self._core.config.page_tokens, warmup_s=WARMUP_S)
 
     def _goodput(self, episode: Episode, share: float) -> float:
         core = self._core

@@ -13,11 +13,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from hbmgym.controllers.base import HOLD, Controller, Decision, Setup
 from hbmgym.controllers.registry import make_controller
+from hbmgym.envs.calibration import LOAD_FACTOR, find_largest_load
 from hbmgym.envs.serving.config import GIB, ServingConfig
 from hbmgym.envs.serving.core import Core, make_layout
 from hbmgym.envs.traces.episode import Episode
+from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.seeds import seeds_for
-from hbmgym.envs.workload import Workload, open_workloads
+from hbmgym.envs.workload import TraceWorkload, Workload, open_workloads
 from hbmgym.eval.cells import Bench, write_cells
 from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, ORACLE, Comparison, compare, controller_names
 from hbmgym.eval.rollout import Rollout, run_episode
@@ -28,6 +30,7 @@ MAX_HOST_GIB = 2.0
 MIN_MOVED_CHUNKS = 100
 """With fewer, real remapping has hardly been tried."""
 MIN_SPAN = 0.05
+EXCERPT_S = 400.0
 CURVES = {
     "eval/cost": "cost",
     "slo/ttft_p99": "ttft_p99_s",
@@ -125,8 +128,7 @@ def replay_on_host(options: TrainOptions, folder: Path, config: ServingConfig) -
     try:
         hbm_gib = min(MAX_HOST_GIB, free_memory()[0] / 4 / GIB)
         scaled = dataclasses.replace(config, hbm_gib=hbm_gib)
-        workload = open_workloads(scaled, scenarios=options.scenario, traces=options.trace, load=options.load)[0]
-        episode = workload.episode("validation", seeds_for("validation", 1)[0])
+        episode = _excerpt(_scaled_workload(options, scaled).episode("validation", seeds_for("validation", 1)[0]))
         policy = make_controller(f"ppo:{folder / 'policy.npz'}")
         report = _replay(policy, scaled, episode)
         if report.chunks_moved < MIN_MOVED_CHUNKS:
@@ -134,6 +136,22 @@ def replay_on_host(options: TrainOptions, folder: Path, config: ServingConfig) -
         return report
     except (VmmRefused, ValueError) as refusal:
         return HostReport(refused=" ".join(str(refusal).split()))
+
+
+def _scaled_workload(options: TrainOptions, config: ServingConfig) -> Workload:
+    """The run's first workload at the load that the scaled budget can carry."""
+    if options.trace and not options.scenario:
+        trace = load_trace(Path(options.trace[0]))
+        return TraceWorkload(trace, LOAD_FACTOR * find_largest_load(trace, config), config.page_tokens)
+    return open_workloads(config, scenarios=options.scenario[:1])[0]
+
+
+def _excerpt(episode: Episode) -> Episode:
+    """The first EXCERPT_S seconds, a quarter of them warm-up: real states are copied byte by byte, which takes time."""
+    rows = episode.rows[episode.rows["arrival_s"] < EXCERPT_S].copy().view(np.recarray)
+    rows["measured"] = rows["arrival_s"] >= EXCERPT_S / 4
+    horizon_s = min(EXCERPT_S, episode.horizon_s)
+    return dataclasses.replace(episode, rows=rows, warmup_s=EXCERPT_S / 4, horizon_s=horizon_s)
 
 
 def _replay(controller: Controller, config: ServingConfig, episode: Episode) -> HostReport:

@@ -18,7 +18,7 @@ COUNTS = ("iterations", "preemptions", "recomputed_tokens", "skipped_snapshots",
 
 
 many_examples = settings(
-    max_examples=100,
+    max_examples=200,
     derandomize=True,
     deadline=None,
     report_multiple_bugs=False,

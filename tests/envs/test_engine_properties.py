@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
-from hbmgym.envs.serving.state import DOES_NOT_FIT, FINISHED, REJECTED
+from hbmgym.envs.serving.state import FINISHED, REJECTED
 from hbmgym.memory_backend.vmm import VmmRefused
 from tests.envs.episodes import SMALL_PAGE, Ask, make_episode, small_configs, small_episodes
 
@@ -22,7 +22,7 @@ TIMES = ("admitted_s", "first_token_s", "ended_s")
 SHARES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 MOST_WINDOWS = 3000
 some_examples = settings(
-    max_examples=30,
+    max_examples=50,
     derandomize=True,
     deadline=None,
     report_multiple_bugs=False,
@@ -95,7 +95,7 @@ def test_two_runs_and_any_size_of_the_op_log_give_identical_arrays(config, episo
         assert result(*play(config, episode, shares, check=True, log_capacity=log_capacity)) == expected
 
 
-@settings(parent=some_examples, max_examples=6)
+@settings(parent=some_examples, max_examples=5)
 @given(config=small_configs(), episode=small_episodes(), shares=SHARES)
 def test_host_memory_gives_the_arrays_of_accounting_and_its_stamps_read_back(config, episode, shares):
     try:
@@ -103,7 +103,7 @@ def test_host_memory_gives_the_arrays_of_accounting_and_its_stamps_read_back(con
     except VmmRefused as refusal:
         pytest.skip(str(refusal))
     assert result(*host) == result(*play(config, episode, shares))
-    assert host[0].vmm.stamps_checked > 0 or np.all(host[0].requests.reject_reason == DOES_NOT_FIT)
+    assert host[0].vmm.stamps_checked > 0 or np.all(np.isnan(host[0].requests.admitted_s))
     host[0].close()
 
 
