@@ -2,6 +2,7 @@
 
 The recipe: fix the budget; for each class alone find the largest rate at which its own best static split keeps goodput
 >= GOODPUT; a scenario then offers LOAD_FACTOR times that. Calibration uses training seeds only.
+`python -m hbmgym.envs.calibration` finds the rates that are shipped; others are found when they are first asked for.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from hbmgym.envs.serving.metrics import episode_metrics
 from hbmgym.envs.traces.compose import compose, compose_generated
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.generators import SessionClass
-from hbmgym.envs.traces.scenarios import find_scenario, generate_class
+from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario, generate_class
 from hbmgym.envs.traces.trace import Trace
 from hbmgym.files import write_atomically
 
@@ -29,6 +30,7 @@ MEASURED_S = 600.0
 WINDOW_S = 5.0
 PRECISION = 1.03
 """Rates are found to within this factor."""
+SHIPPED_GIB = (ServingConfig().hbm_gib, 2.0)
 SHIPPED = Path(__file__).with_name("class_rates.json")
 STARTING_RATE = 1.0
 SMALLEST_RATE = STARTING_RATE / 4096
@@ -157,3 +159,18 @@ class _Search:
         if not core.done:
             return 0.0
         return 1.0 - episode_metrics(episode, core.requests, core.setup.tpot_slo_s)["slo_violation_rate"]
+
+
+def main() -> None:
+    """Find the rates that are shipped: every scenario's classes, for the defaults and for a 2 GiB budget."""
+    groups = {group.name: group for scenario in SCENARIOS.values() for group in scenario.classes}
+    for hbm_gib in SHIPPED_GIB:
+        config = ServingConfig(hbm_gib=hbm_gib, window_s=WINDOW_S)
+        for group in groups.values():
+            rate = find_largest_rate(group, config)
+            remember_rate(SHIPPED, group, config, rate)
+            print(f"{group.name} with {hbm_gib:g} GiB: {rate:g} requests per second")
+
+
+if __name__ == "__main__":
+    main()

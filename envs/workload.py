@@ -10,7 +10,7 @@ from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.traces.compose import compose, compose_generated
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.load import load_trace
-from hbmgym.envs.traces.scenarios import generate
+from hbmgym.envs.traces.scenarios import find_scenario, generate
 from hbmgym.envs.traces.seeds import Part, check_seed
 from hbmgym.envs.traces.trace import Trace
 
@@ -79,9 +79,12 @@ def open_workloads(
 
     A scenario whose rates are not known for this configuration is calibrated first, once, which takes about a minute.
     """
-    names = scenarios if scenarios or traces else (DEFAULT_SCENARIO,)
-    generated: list[Workload] = [
-        ScenarioWorkload(name, class_rates(name, config), load, config.page_tokens) for name in names
-    ]
-    recorded: list[Workload] = [TraceWorkload(load_trace(Path(path)), load, config.page_tokens) for path in traces]
+    scenarios = scenarios if scenarios or traces else (DEFAULT_SCENARIO,)
+    recorded = [TraceWorkload(load_trace(Path(path)), load, config.page_tokens) for path in traces]
+    for name in scenarios:
+        find_scenario(name)
+    names = [*scenarios, *(workload.name for workload in recorded)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"workload {', '.join(twice)} is given twice: rows of a table go by name, so rename one")
+    generated = [ScenarioWorkload(name, class_rates(name, config), load, config.page_tokens) for name in scenarios]
     return [*generated, *recorded]

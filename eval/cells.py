@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import multiprocessing
+import signal
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -52,6 +53,12 @@ def _start_worker(bench: Bench) -> None:
     _worker["core"] = Core(bench.config, backend=bench.backend, check=bench.check)
 
 
+def _start_process(bench: Bench) -> None:
+    # Ctrl-C reaches every process of the terminal; the first one ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _start_worker(bench)
+
+
 def _run_task(task: Task) -> Rollout:
     bench, core = _worker["bench"], _worker["core"]
     assert isinstance(bench, Bench) and isinstance(core, Core)
@@ -79,7 +86,7 @@ class Runner:
         self._pool: ProcessPoolExecutor | None = None
         if jobs > 1:
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(jobs, spawn, _start_worker, (bench,))
+            self._pool = ProcessPoolExecutor(jobs, spawn, _start_process, (bench,))
         else:
             _start_worker(bench)
 

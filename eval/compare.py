@@ -3,11 +3,10 @@
 import sys
 
 try:
-    from hbmgym.cli import option, parse_options, user_errors
+    from hbmgym.cli import fail, option, parse_options, user_errors
 except ModuleNotFoundError as error:
-    sys.exit(
-        f"{error}: hbmgym is not installed for this Python; run `make train` once, then .venv/bin/python {__file__}"
-    )
+    print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 import os
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ from pathlib import Path
 
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import Part, seeds_for
+from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import TraceWorkload
-from hbmgym.eval.cells import Bench, claim_folder, write_cells
+from hbmgym.eval.cells import Bench, UnequalCells, claim_folder, write_cells
 from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, compare, controller_names
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import print_comparison
@@ -49,9 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bench, names, seeds = _prepare(options)
         if options.out:
             claim_folder(Path(options.out))
-    comparison = compare(
-        bench, names, seeds, jobs=options.jobs, oracle=options.oracle, progress=options.progress and sys.stderr.isatty()
-    )
+    progress = options.progress and sys.stderr.isatty()
+    try:
+        comparison = compare(bench, names, seeds, jobs=options.jobs, oracle=options.oracle, progress=progress)
+    except (TraceError, UnequalCells, KeyboardInterrupt) as reason:
+        if options.out:
+            Path(options.out).rmdir()  # nothing has been written yet
+        if isinstance(reason, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+        fail(str(reason))
     if options.out:
         write_cells(Path(options.out), comparison.rollouts)
         print(f"cells.json, cells.csv and timings.json are in {options.out}")

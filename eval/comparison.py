@@ -8,6 +8,7 @@ import numpy as np
 from hbmgym.controllers.registry import make_controller
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
+from hbmgym.envs.workload import ScenarioWorkload
 from hbmgym.eval.cells import Bench, Runner, Task, check_comparable
 from hbmgym.eval.oracle import coordinate_descent
 from hbmgym.eval.rollout import Cell, Rollout
@@ -114,7 +115,9 @@ def _rho_shares(bench: Bench) -> list[float]:
 def _oracle_rollouts(runner: Runner, workload: int, rollouts: list[Rollout], seeds: Sequence[int]) -> list[Rollout]:
     """The per-phase best of a scenario with phases, found by coordinate descent from the best static."""
     name = runner.bench.workloads[workload].name
-    if name not in SCENARIOS or SCENARIOS[name].phase_s is None:
+    # A recorded trace may bear the name of a scenario, but has no marked phases.
+    generated = isinstance(runner.bench.workloads[workload], ScenarioWorkload)
+    if not generated or SCENARIOS[name].phase_s is None:
         return []
     layout = make_layout(runner.bench.config)
     known = WorkloadResult(name, 0.0, [rollout.cell for rollout in rollouts if rollout.cell["trace"] == name])

@@ -31,7 +31,7 @@ def summary_lines(result: WorkloadResult) -> list[str]:
     if room is not None:
         lines[0] += f"; room (per-phase best under best static): cost {room:.1%}, p99 TTFT {room_p99:.1%}"
     elif best is not None:
-        lines[0] += "; room: unknown, the workload has no marked phases"
+        lines[0] += "; room: unknown, no per-phase best was searched"
     for name in _moving(result):
         shares = result.mean(name, "kv_share_min"), result.mean(name, "kv_share_max")
         gib = result.mean(name, "bytes_migrated") / 2**30

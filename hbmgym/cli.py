@@ -5,6 +5,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
@@ -17,8 +18,11 @@ def option(default: Any, help: str, **extra: Any) -> Any:
 
 def integer(text: str) -> int:
     """An integer, also written as 2e5."""
-    value = float(text)
-    if value != int(value):
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+    if not value.is_integer():
         raise ValueError(text)
     return int(value)
 
@@ -39,7 +43,7 @@ def parse_options(kind: type[T], description: str, arguments: Sequence[str] | No
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        fail(f"{message} (see --help)", self.prog)
+        fail(f"{message} (see --help)")
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
@@ -53,9 +57,9 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hi
         parser.add_argument(flag, type=integer if hint is int else hint, default=default, **extra)
 
 
-def fail(message: str, program: str | None = None) -> Any:
+def fail(message: str) -> Any:
     """Print one line and leave with exit code 2."""
-    print(f"{program or sys.argv[0]}: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -66,4 +70,4 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except mistakes as error:
-        fail(" ".join(str(error).split()))
+        fail(str(error))

@@ -135,10 +135,10 @@ def free_blocks(pool):
 
 
 @kernel
-def take(pool, log):
-    """A live, private entry on the lowest free block, or NONE when the limit is reached."""
+def take(pool, log, bound):
+    """A live, private entry on the lowest free block, or NONE when `bound` blocks are in use."""
     meta = pool.meta
-    if meta.live + meta.cached >= meta.limit:
+    if meta.live + meta.cached >= bound:
         return NONE
     entry = meta.first_free_entry
     record = pool.entries[entry]
@@ -230,18 +230,35 @@ def unpin(pool, entry):
     if record.pins == 0:
         pool.meta.live -= 1
         pool.meta.cached += 1
-        _join_eviction_order(pool, entry)
+        _evict_last(pool, entry)
+
+
+@kernel
+def abandon(pool, entry):
+    """Leave a live entry under one pin cached, to be evicted first: nobody can ever match what it holds."""
+    meta = pool.meta
+    record = pool.entries[entry]
+    record.pins = 0
+    meta.live -= 1
+    meta.cached += 1
+    record.prev = NONE
+    record.next = meta.evict_first
+    if meta.evict_first == NONE:
+        meta.evict_last = entry
+    else:
+        pool.entries[meta.evict_first].prev = entry
+    meta.evict_first = entry
 
 
 @kernel
 def touch(pool, entry):
     """Move a cached entry to the end of the eviction order."""
     _leave_eviction_order(pool, entry)
-    _join_eviction_order(pool, entry)
+    _evict_last(pool, entry)
 
 
 @kernel
-def _join_eviction_order(pool, entry):
+def _evict_last(pool, entry):
     meta = pool.meta
     record = pool.entries[entry]
     record.next = NONE

@@ -21,7 +21,9 @@ SPLIT = np.dtype(
         ("chunks", "i8"),  # of the budget
         ("requested_slots", "i8"),
         ("tick_s", "f8"),  # when the next run of chunks arrives; NEVER: none is on its way
-        ("worker_free_s", "f8"),  # when the copies of earlier ticks are done
+        ("run_chunks", "i8"),  # of that run
+        ("run_from_kv", "i8"),  # 1 when that run leaves the KV pool
+        ("worker_free_s", "f8"),  # when the copies of earlier runs are done
         ("moved_chunks", "i8"),
         ("relocated_bytes", "i8"),
     ],
@@ -113,42 +115,51 @@ def snapshot_depth(memory, refs, first, depth):
 def evict_snapshot(memory):
     """Drop the first snapshot of the eviction order; its pages stay."""
     entry = memory.ssm.meta.evict_first
-    memory.ids[memory.ssm.entries[entry].key].snapshot = NONE
+    key = memory.ssm.entries[entry].key
+    if key != NONE:
+        memory.ids[key].snapshot = NONE
     release(memory.ssm, memory.log, entry)
     memory.ssm.meta.evictions += 1
+
+
+@subkernel
+def _forget_page(memory, page_id):
+    if page_id.snapshot != NONE:
+        release(memory.ssm, memory.log, page_id.snapshot)
+        memory.ssm.meta.evictions += 1
+        page_id.snapshot = NONE
+    page_id.page = NONE
 
 
 @subkernel
 def evict_page(memory):
     """Drop the first page of the eviction order and the snapshot at its end."""
     entry = memory.kv.meta.evict_first
-    page_id = memory.ids[memory.kv.entries[entry].key]
-    if page_id.snapshot != NONE:
-        release(memory.ssm, memory.log, page_id.snapshot)
-        memory.ssm.meta.evictions += 1
-        page_id.snapshot = NONE
-    page_id.page = NONE
+    key = memory.kv.entries[entry].key
+    if key != NONE:
+        _forget_page(memory, memory.ids[key])
     release(memory.kv, memory.log, entry)
     memory.kv.meta.evictions += 1
 
 
 @subkernel
-def take_page(memory):
-    """A live private page, evicting if need be; NONE when every page is live."""
-    entry = take(memory.kv, memory.log)
+def take_page(memory, bound):
+    """A live private page, evicting if need be; NONE when `bound` pages are live."""
+    entry = take(memory.kv, memory.log, bound)
     while entry == NONE and memory.kv.meta.cached > 0:
         evict_page(memory)
-        entry = take(memory.kv, memory.log)
+        entry = take(memory.kv, memory.log, bound)
     return entry
 
 
 @subkernel
 def take_slot(memory):
     """A live private slot, evicting if need be; NONE when every slot is live."""
-    entry = take(memory.ssm, memory.log)
+    limit = memory.ssm.meta.limit
+    entry = take(memory.ssm, memory.log, limit)
     while entry == NONE and memory.ssm.meta.cached > 0:
         evict_snapshot(memory)
-        entry = take(memory.ssm, memory.log)
+        entry = take(memory.ssm, memory.log, limit)
     return entry
 
 

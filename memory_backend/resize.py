@@ -1,12 +1,15 @@
 """The four steps from the requested to the effective split.
 
 To shrink a pool to C blocks: (1) stop handing out above C, (2) evict until live + cached <= C, (3) relocate what lies
-above into the lowest free blocks, (4) if live alone exceeds C, move what is free and go on when a request finishes.
-Chunks then leave the top of the shrinking pool for the top of the other in runs, each after its modelled time.
+above into the lowest free blocks, (4) if live alone exceeds C, go on when a request finishes.
+Chunks leave the top of the shrinking pool for the top of the other in runs, each after its modelled time.
+
+Nothing is preempted for a resize: (1) binds whoever is admitted, while requests that run may grow into all that is
+mapped. KV chunks that are free stay with them until live <= C; slots do not grow, so the SSM pool gives what it can.
 """
 
 from hbmgym.memory_backend.jit import kernel, subkernel
-from hbmgym.memory_backend.oplog import MOVE, record_op
+from hbmgym.memory_backend.oplog import KV, MOVE, record_op
 from hbmgym.memory_backend.pools import NONE, relocate
 from hbmgym.memory_backend.prefix_cache import NEVER, evict_page, evict_snapshot
 
@@ -26,7 +29,9 @@ def request_split(memory, slots, ssm_chunks, now_s, chunk_move_s):
     memory.split.requested_slots = slots
     _set_target(memory.ssm, ssm_chunks)
     _set_target(memory.kv, memory.split.chunks - ssm_chunks)
-    memory.split.tick_s = NEVER
+    shrinks_kv = memory.kv.meta.chunks > memory.kv.meta.target_chunks
+    if memory.kv.meta.chunks == memory.kv.meta.target_chunks or shrinks_kv != (memory.split.run_from_kv != 0):
+        memory.split.tick_s = NEVER  # a run on its way goes on if its direction is still right
     go_on_shrinking(memory, now_s, chunk_move_s)
 
 
@@ -34,6 +39,8 @@ def request_split(memory, slots, ssm_chunks, now_s, chunk_move_s):
 def _movable_chunks(pool):
     """Chunks at the top of a shrinking pool that its blocks in use, packed low, do not need."""
     meta = pool.meta
+    if meta.pool == KV and meta.live > meta.limit:
+        return 0
     in_use = -(-(meta.live + meta.cached) * meta.block_bytes // meta.chunk_bytes)
     return max(meta.chunks - max(meta.target_chunks, in_use), 0)
 
@@ -61,8 +68,10 @@ def _schedule_run(memory, now_s, chunk_move_s):
     """If chunks can move and none are on their way, say when the next run arrives."""
     if memory.split.tick_s < NEVER or memory.kv.meta.chunks == memory.kv.meta.target_chunks:
         return
-    _, chunks = _next_run(memory)
+    from_kv, chunks = _next_run(memory)
     if chunks > 0:
+        memory.split.run_chunks = chunks
+        memory.split.run_from_kv = from_kv
         memory.split.tick_s = max(now_s, memory.split.worker_free_s) + chunks * chunk_move_s
 
 
@@ -98,11 +107,13 @@ def _move_top_chunks(memory, donor, recipient, count):
 
 
 @subkernel
-def run_arrives(memory, now_s, chunk_move_s, copy_s_per_byte):
-    """Move the run that is due; returns the seconds its copies and remaps took on the worker."""
+def run_arrives(memory, chunk_move_s, copy_s_per_byte):
+    """Move the run that is due and schedule the next; returns (chunks moved, bytes copied to clear their way)."""
     split = memory.split
+    due_s = split.tick_s
     split.tick_s = NEVER
-    from_kv, count = _next_run(memory)
+    from_kv, movable = _next_run(memory)
+    count = min(movable, split.run_chunks)
     donor = memory.kv if from_kv else memory.ssm
     recipient = memory.ssm if from_kv else memory.kv
     left = donor.meta.chunks - count
@@ -112,6 +123,6 @@ def run_arrives(memory, now_s, chunk_move_s, copy_s_per_byte):
     _set_chunks(recipient, recipient.meta.chunks + count)
     split.moved_chunks += count
     split.relocated_bytes += copied
-    split.worker_free_s = now_s + copied * copy_s_per_byte
-    _schedule_run(memory, now_s, chunk_move_s)
-    return count * chunk_move_s + copied * copy_s_per_byte
+    split.worker_free_s = due_s + copied * copy_s_per_byte
+    _schedule_run(memory, due_s, chunk_move_s)
+    return count, copied

@@ -76,7 +76,7 @@ class Validation(BaseCallback):
         self._folder = folder
         self._every = every
         self._next = 0
-        self.best_cost = float("inf")
+        self.best_cost = _kept_cost(folder / "best" / "policy.npz")
 
     def _on_training_start(self) -> None:
         self._next = self.num_timesteps + self._every
@@ -98,6 +98,7 @@ class Validation(BaseCallback):
         cost = self._record(rollouts)
         if cost < self.best_cost:
             self.best_cost = cost
+            policy = export_policy(self.model, {"steps": self.num_timesteps, "validation_cost": cost})
             policy.save(self._folder / "best" / "policy.npz")
 
     def _record(self, rollouts: list[Rollout]) -> float:
@@ -119,6 +120,11 @@ class Validation(BaseCallback):
         slowest_us = max(rollout.timing["decision_us_p99"] for rollout in rollouts)
         self.logger.record("control/decision_us_p99", slowest_us)
         return cost
+
+
+def _kept_cost(path: Path) -> float:
+    """The cost of the best policy that a resumed run has already."""
+    return float(Policy.load(path).header.training["validation_cost"]) if path.is_file() else float("inf")
 
 
 class Checkpoints(BaseCallback):

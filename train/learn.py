@@ -43,7 +43,7 @@ def learn(options: TrainOptions, folder: Path, config: ServingConfig, workloads:
     torch.set_num_threads(1)
     env = VecMonitor(CoreVecEnv([make_env(options, workloads) for _ in range(options.n_envs)]))
     checkpoint = last_checkpoint(folder)
-    model = make_model(options, env) if checkpoint is None else PPO.load(checkpoint, env=env, device="cpu")
+    model = make_model(options, env) if checkpoint is None else _continue(checkpoint, options, env)
     model.set_logger(_make_logger(folder, model.num_timesteps))
     validation = _validation(options, folder, config, workloads)
     saver = Checkpoints(folder, options.save_freq)
@@ -95,6 +95,13 @@ def make_model(options: TrainOptions, env: VecMonitor) -> PPO:
         seed=options.seed,
         device="cpu",
     )
+
+
+def _continue(checkpoint: Path, options: TrainOptions, env: VecMonitor) -> PPO:
+    model = PPO.load(checkpoint, env=env, device="cpu")
+    # Loading seeds episodes and noise as at the start, and the first episodes would be replayed.
+    model.set_random_seed(options.seed + model.num_timesteps)
+    return model
 
 
 def _make_logger(folder: Path, steps: int) -> Logger:

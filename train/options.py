@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hbmgym.cli import option
+from hbmgym.envs.traces.seeds import SEED_RANGES
 from hbmgym.eval.options import ServingOptions
 
 SMOKE = {"total_timesteps": 1440, "n_envs": 2, "n_steps": 360, "eval_episodes": 1, "table_episodes": 2}
@@ -41,6 +42,16 @@ class TrainOptions(ServingOptions):
         for name in ("save_freq", "eval_episodes", "table_episodes", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected an integer >= 1")
+        if self.batch_size < 2 or self.n_envs * self.n_steps < 2:
+            raise ValueError(
+                f"--batch-size is {self.batch_size} and --n-envs x --n-steps is {self.n_envs * self.n_steps}, expected "
+                "at least 2 windows each"
+            )
+        if self.eval_episodes + self.table_episodes > len(SEED_RANGES["validation"]):
+            raise ValueError(
+                f"--eval-episodes {self.eval_episodes} and --table-episodes {self.table_episodes} share "
+                f"{len(SEED_RANGES['validation'])} validation seeds: take fewer"
+            )
         if not 0.0 < self.gamma < 1.0:
             raise ValueError(f"--gamma is {self.gamma}, expected a number between 0 and 1")
         if not 0.0 < self.learning_rate < 1.0:

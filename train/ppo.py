@@ -40,13 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     try:
         costs = _train(options, folder, config, workloads)
-    except Interrupted as interruption:
-        print(f"{interruption}; go on with: python train/ppo.py --resume {folder}", file=sys.stderr)
+        summary = {"trained_s": time.perf_counter() - started, "validation_cost_of_seeds": costs}
+        print(f"trained in {summary['trained_s']:.0f} s; policy: {folder / 'policy.npz'}", flush=True)
+        if options.final:
+            _finish(options, folder, config, workloads, summary)
+    except (Interrupted, KeyboardInterrupt) as interruption:
+        what = str(interruption) or "interrupted"
+        print(f"{what}; go on with: python train/ppo.py --resume {folder}", file=sys.stderr)
         raise SystemExit(130) from None
-    summary = {"trained_s": time.perf_counter() - started, "validation_cost_of_seeds": costs}
-    print(f"trained in {summary['trained_s']:.0f} s; policy: {folder / 'policy.npz'}", flush=True)
-    if options.final:
-        _finish(options, folder, config, workloads, summary)
 
 
 def _settle(given: TrainOptions) -> TrainOptions:
@@ -86,10 +87,27 @@ def _train(
             (part / name).mkdir(parents=True, exist_ok=True)
         parts.append((own, part))
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        costs = list(pool.map(learn, *zip(*parts, strict=True), [config] * len(parts), [list(workloads)] * len(parts)))
+        costs = list(
+            pool.map(_learn_seed, *zip(*parts, strict=True), [config] * len(parts), [list(workloads)] * len(parts))
+        )
     best = min(range(len(parts)), key=costs.__getitem__)
     (folder / "policy.npz").write_bytes((parts[best][1] / "policy.npz").read_bytes())
     return {str(own.seed): cost for (own, _), cost in zip(parts, costs, strict=True)}
+
+
+_interrupted: list[str] = []
+"""Filled in a worker process by Ctrl-C."""
+
+
+def _learn_seed(options: TrainOptions, folder: Path, config: ServingConfig, workloads: Sequence[Workload]) -> float:
+    """`learn` in a worker process, which takes up no further seed after Ctrl-C."""
+    if _interrupted:
+        raise Interrupted(*_interrupted)
+    try:
+        return learn(options, folder, config, workloads)
+    except (Interrupted, KeyboardInterrupt) as interruption:
+        _interrupted.append(str(interruption) or "interrupted")
+        raise
 
 
 def _finish(

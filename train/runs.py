@@ -63,7 +63,7 @@ def read_options(folder: Path) -> TrainOptions:
         stored: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))["options"]
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
         return TrainOptions(**values)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"--resume {folder}: config.json cannot be read ({error}): name the folder of a run"
         ) from error

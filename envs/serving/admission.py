@@ -14,10 +14,11 @@ from hbmgym.envs.serving.state import (
     QUEUE,
     REJECTED,
     WAITING,
+    WORST_RATIO,
 )
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.oplog import KV, SSM
-from hbmgym.memory_backend.pools import NONE, copy, pin, release, stamp, touch, unpin, zero
+from hbmgym.memory_backend.pools import NONE, abandon, copy, pin, release, stamp, touch, unpin, zero
 from hbmgym.memory_backend.prefix_cache import (
     live_depth,
     publish_page,
@@ -156,7 +157,7 @@ def _start(state, row, reuse, resident, pages):
     request.published = reuse
     request.pages = reuse
     for _ in range(pages - reuse):
-        grow(state, row)
+        grow(state, row, state.memory.kv.meta.limit)
     reused = reuse * engine.page_tokens
     if request.admitted_s != request.admitted_s:  # NaN: first admission
         request.admitted_s = engine.now_s
@@ -207,9 +208,9 @@ def _take_slots(state, row, reuse):
 
 
 @subkernel
-def grow(state, row):
-    """Give a request its next page; False when every page is live."""
-    entry = take_page(state.memory)
+def grow(state, row, bound):
+    """Give a request its next page; False when `bound` pages are live."""
+    entry = take_page(state.memory, bound)
     if entry == NONE:
         return False
     request = state.requests[row]
@@ -334,10 +335,7 @@ def schedule_decode_event(state, row):
         boundary = tokens // engine.page_tokens * engine.page_tokens
         if boundary <= context:
             boundary = (tokens + engine.decode_snapshot_tokens) // engine.page_tokens * engine.page_tokens
-        at = request.joined_at + boundary - request.goal
-        # A private boundary could never be matched.
-        if at < end and boundary // engine.page_tokens <= trace.known_ids:
-            iteration = at
+        iteration = min(end, request.joined_at + boundary - request.goal)
     add_event(state, row, iteration)
 
 
@@ -376,15 +374,20 @@ def _stop_running(state, row):
 
 @subkernel
 def _give_back(state, row, tokens):
-    """Publish what has ids, free what is private, leave the rest cached, deepest first."""
+    """Publish what has ids and leave it cached, deepest first; what nobody can match goes before all else.
+
+    Private blocks are kept as well: a real engine does not know that they will never be asked for again.
+    """
     memory = state.memory
     request = state.requests[row]
     first = state.rows[row].ref_off
     publish_computed(state, row, tokens)
     while request.first_page != NONE:
-        release(memory.kv, memory.log, _pop_private_page(state, request))
+        abandon(memory.kv, _pop_private_page(state, request))
     if 0 < request.reserved_depth <= request.published:
         publish_snapshot(memory, request.reserved, state.refs[first + request.reserved_depth - 1])
+    elif request.reserved_depth > 0:
+        abandon(memory.ssm, request.reserved)
     elif request.reserved != NONE:
         release(memory.ssm, memory.log, request.reserved)
     release(memory.ssm, memory.log, request.working)
@@ -400,7 +403,7 @@ def _give_back(state, row, tokens):
     request.reserved = NONE
     request.reserved_depth = 0
     state.engine.head_tried = 0
-    go_on_shrinking(memory, state.engine.now_s, state.cost.chunk_move_s)
+    go_on_shrinking(memory, state.engine.now_s, state.engine.worker_chunk_s)
 
 
 @subkernel
@@ -447,7 +450,7 @@ def finish(state, row):
     met_tpot = True
     if trace.output_tokens > 1:
         tpot_s = (engine.now_s - request.first_token_s) / (trace.output_tokens - 1)
-        engine.tpot_over_slo += min(tpot_s / engine.tpot_slo_s, 10.0)
+        engine.tpot_over_slo += min(tpot_s / engine.tpot_slo_s, WORST_RATIO)
         engine.tpots += 1
         met_tpot = tpot_s <= engine.tpot_slo_s
     if met_tpot and request.missed == 0:
@@ -469,7 +472,7 @@ def grow_decoding(state, iteration, may_preempt):
     while row != NONE:
         request = state.requests[row]
         needs_page = request.pages * page_tokens == request.goal + iteration - request.joined_at
-        if needs_page and not grow(state, row):
+        if needs_page and not grow(state, row, state.memory.kv.meta.capacity):
             if not may_preempt:
                 return False
             _make_room(state, row)

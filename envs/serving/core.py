@@ -163,6 +163,7 @@ class Core:
         engine.max_pages = layout.pages(layout.slots(self._share_bounds[1]))
         engine.max_preemptions = config.max_preemptions
         engine.stall = int(config.transfers == "stall")
+        engine.worker_chunk_s = 0.0 if engine.stall else config.chunk_move_s
         engine.deadline_slos = config.deadline_slos
         engine.tpot_slo_s = self.setup.tpot_slo_s
         engine.blocked_on = NONE
@@ -188,7 +189,7 @@ class Core:
         if slots == self._state.memory.split.requested_slots:
             return
         ssm_chunks = self.layout.chunks - self.layout.kv_chunks(slots)
-        request_split(self._state.memory, slots, ssm_chunks, self.now_s, self.config.chunk_move_s)
+        request_split(self._state.memory, slots, ssm_chunks, self.now_s, self._state.engine.worker_chunk_s)
         self._state.engine.head_tried = 0  # a request that takes back a shrink raises a limit at once
 
     def run_window(self) -> np.record:

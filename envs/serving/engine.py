@@ -5,6 +5,7 @@ with prefill, or as many decode iterations as pass before anything else can happ
 """
 
 from hbmgym.envs.serving.admission import (
+    book_miss,
     finish,
     generated_by,
     grow_decoding,
@@ -21,7 +22,7 @@ from hbmgym.envs.serving.admission import (
 )
 from hbmgym.envs.serving.cost_model import decode_iterations_until, decode_span_s, iteration_s
 from hbmgym.envs.serving.order import cancel_event, next_event, remove
-from hbmgym.envs.serving.state import PREFILL
+from hbmgym.envs.serving.state import PREFILL, WORST_RATIO
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, SSM
 from hbmgym.memory_backend.pools import NONE
@@ -40,7 +41,7 @@ def run(state, until_s, log_margin):
         if log.head.enabled != 0 and log.head.count + log_margin > len(log.ops):
             return LOG_FULL
         pull_arrivals(state)
-        if state.memory.split.tick_s <= engine.now_s:
+        while state.memory.split.tick_s <= engine.now_s:
             _let_chunks_arrive(state)
         if engine.now_s >= until_s:
             return REACHED
@@ -57,11 +58,14 @@ def run(state, until_s, log_margin):
 
 @subkernel
 def _let_chunks_arrive(state):
+    engine = state.engine
     cost = state.cost
-    seconds = run_arrives(state.memory, state.engine.now_s, cost.chunk_move_s, cost.block_copy_s_per_byte)
-    state.engine.head_tried = 0
-    if state.engine.stall != 0:
-        state.engine.debt_s += seconds
+    engine.head_tried = 0
+    if engine.stall == 0:
+        run_arrives(state.memory, engine.worker_chunk_s, cost.block_copy_s_per_byte)
+    else:  # the run waits for nothing, but the next iteration waits for the run
+        chunks, copied = run_arrives(state.memory, engine.worker_chunk_s, 0.0)
+        engine.debt_s += chunks * cost.chunk_move_s + copied * cost.block_copy_s_per_byte
 
 
 @subkernel
@@ -167,10 +171,9 @@ def _book_first_token(state, row):
     request.first_token_s = engine.now_s
     ratio = (engine.now_s - state.rows[row].arrival_s) / request.ttft_slo_s
     engine.first_tokens += 1
-    engine.ttft_over_slo += min(ratio, 10.0)
-    if ratio > 1.0 and request.missed == 0:
-        request.missed = 1
-        engine.missed += 1
+    engine.ttft_over_slo += min(ratio, WORST_RATIO)
+    if ratio > 1.0:
+        book_miss(state, row)
 
 
 @subkernel

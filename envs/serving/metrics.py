@@ -6,10 +6,8 @@ finished) enters the TTFT figures with WORST_RATIO times its TTFT SLO, which is 
 
 import numpy as np
 
-from hbmgym.envs.serving.state import DOES_NOT_FIT, FINISHED, REJECTED
+from hbmgym.envs.serving.state import DOES_NOT_FIT, FINISHED, REJECTED, WORST_RATIO
 from hbmgym.envs.traces.episode import Episode
-
-WORST_RATIO = 10.0
 
 
 def ttft_s(rows: np.ndarray, requests: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from hbmgym.memory_backend.prefix_cache import Memory
 FUTURE, HELD, WAITING, PREFILLING, DECODING, FINISHED, REJECTED = range(7)
 STATUS_NAMES = ("future", "held", "waiting", "prefilling", "decoding", "finished", "rejected")
 NOT_REJECTED, DOES_NOT_FIT, DEADLINE = range(3)
+WORST_RATIO = 10.0  # no request counts for more than so many times its SLO
 REJECT_NAMES = ("", "does_not_fit", "deadline")
 
 REQUEST = np.dtype(
@@ -71,7 +72,8 @@ ENGINE = np.dtype(
         ("decode_snapshot_tokens", "i8"),
         ("max_pages", "i8"),  # of the largest split within the controller's bounds
         ("max_preemptions", "i8"),
-        ("stall", "i8"),  # 1: transfers stall the iteration instead of running beside it
+        ("stall", "i8"),  # 1: moving chunks stalls the iteration instead of running beside it
+        ("worker_chunk_s", "f8"),  # seconds until a chunk arrives, 0 when it stalls the iteration instead
         ("deadline_slos", "f8"),
         ("tpot_slo_s", "f8"),
         # counters of the whole episode

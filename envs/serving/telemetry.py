@@ -6,12 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from hbmgym.envs.serving.admission import book_miss
-from hbmgym.envs.serving.state import HOLD, PREFILL, QUEUE
+from hbmgym.envs.serving.state import HOLD, PREFILL, QUEUE, WORST_RATIO
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.pools import NONE, free_blocks
 
 FAST_S, SLOW_S = 10.0, 100.0
-WORST_RATIO = 10.0
 
 # Counters of the whole episode whose growth per window becomes a rate.
 (

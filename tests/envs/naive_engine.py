@@ -26,6 +26,7 @@ class Blocks:
         self.pins: dict[Hashable, int] = {}
         self.cached: dict[Hashable, None] = {}
         self._free = list(range(total_chunks * chunk_bytes // block_bytes))
+        self._abandoned = 0
 
     def holds(self, chunks: int) -> int:
         return chunks * self.chunk_bytes // self.block_bytes
@@ -38,8 +39,8 @@ class Blocks:
     def limit(self) -> int:
         return min(self.capacity, self.holds(self.target))
 
-    def take(self, name: Hashable) -> bool:
-        if len(self.at) >= self.limit:
+    def take(self, name: Hashable, bound: int) -> bool:
+        if len(self.at) >= bound:
             return False
         self.at[name] = heapq.heappop(self._free)
         self.pins[name] = 1
@@ -62,6 +63,14 @@ class Blocks:
         if self.pins[name] == 0:
             del self.pins[name]
             self.cached[name] = None
+
+    def abandon(self, name: Hashable) -> None:
+        """Cached, to be evicted first, under a name that nobody asks for."""
+        self._abandoned += 1
+        gone = ("abandoned", self._abandoned, id(self))  # never the name of another pool
+        self.rename(name, gone)
+        del self.pins[gone]
+        self.cached = {gone: None, **self.cached}
 
     def touch(self, name: Hashable) -> None:
         del self.cached[name]
@@ -158,16 +167,18 @@ class NaiveEngine:
         self.seen: set[int] = set()
         self.now_s = self.debt_s = self.worker_free_s = 0.0
         self.tick_s = NEVER
+        self.under_way: tuple[Blocks | None, int] = (None, 0)
+        self.worker_chunk_s = 0.0 if self.config.transfers == "stall" else self.config.chunk_move_s
         self.blocked_on: str | None = None
         self.totals = Totals()
         self.ends: list[int] = []
 
     # --- the loop
 
-    def run(self, until_s: float) -> None:
+    def advance(self, until_s: float) -> None:
         while True:
             self.pull_arrivals()
-            if self.tick_s <= self.now_s:
+            while self.tick_s <= self.now_s:
                 self.chunks_arrive()
             if self.now_s >= until_s:
                 break
@@ -291,7 +302,7 @@ class NaiveEngine:
         self.take_slots(job, pages[reuse - 1] if reuse else None)
         job.published = job.pages = reuse
         while job.pages < needed:
-            assert self.grow(job)
+            assert self.grow(job, self.kv.limit)
         job.computed = reuse * self.page
         if job.admitted_s is None:
             job.admitted_s, job.reused = self.now_s, job.computed
@@ -319,14 +330,14 @@ class NaiveEngine:
             self.debt_s += self.cost.slot_copy_s
 
     def take_slot(self, name: Hashable) -> bool:
-        while not self.ssm.take(name):
+        while not self.ssm.take(name, self.ssm.limit):
             if not self.ssm.cached:
                 return False
             self.ssm.free(next(iter(self.ssm.cached)))
         return True
 
-    def grow(self, job: Job) -> bool:
-        while not self.kv.take((job.row, job.pages)):
+    def grow(self, job: Job, bound: int) -> bool:
+        while not self.kv.take((job.row, job.pages), bound):
             if not self.kv.cached:
                 return False
             self.evict_page()
@@ -400,7 +411,7 @@ class NaiveEngine:
 
     def decode_snapshot_due(self, job: Job) -> bool:
         """Is this the last page boundary at or before input + n * decode_snapshot_tokens for some n >= 1?"""
-        if self.spr == 1 or job.context % self.page or job.context // self.page > len(job.ids):
+        if self.spr == 1 or job.context % self.page:
             return False
         every = self.config.decode_snapshot_tokens
         periods = -(-(job.context - job.input) // every)
@@ -413,8 +424,10 @@ class NaiveEngine:
         (self.decoding if decoding else self.prefilling).remove(job)
         self.publish(job, job.context if decoding else job.computed)
         for j in range(job.published, job.pages):
-            self.kv.free((job.row, j))
-        if job.reserved_depth:
+            self.kv.abandon((job.row, j))
+        if job.reserved_depth > job.published:
+            self.ssm.abandon((job.row, RESERVED))
+        elif job.reserved_depth:
             name = ("id", job.ids[job.reserved_depth - 1])
             if name in self.ssm.at:
                 self.ssm.touch(name)
@@ -457,7 +470,7 @@ class NaiveEngine:
             needy = next((job for job in self.decoding if job.pages * self.page == job.context), None)
             if needy is None:
                 return preempted
-            if not self.grow(needy):
+            if not self.grow(needy, self.kv.capacity):
                 preempted |= self.make_room(needy)
 
     def make_room(self, needy: Job) -> bool:
@@ -486,7 +499,9 @@ class NaiveEngine:
         self.requested_slots = slots
         self.kv.target = self.layout.kv_chunks(slots)
         self.ssm.target = self.layout.chunks - self.kv.target
-        self.tick_s = NEVER
+        donor = self.kv if self.kv.chunks > self.kv.target else self.ssm
+        if donor.chunks == donor.target or donor is not self.under_way[0]:
+            self.tick_s = NEVER
         self.go_on_shrinking()
 
     def go_on_shrinking(self) -> None:
@@ -498,27 +513,33 @@ class NaiveEngine:
 
     def next_run(self) -> tuple[Blocks, int]:
         donor = self.kv if self.kv.chunks > self.kv.target else self.ssm
+        if donor is self.kv and len(donor.pins) > donor.limit:
+            return donor, 0
         in_use = -(-len(donor.at) * donor.block_bytes // donor.chunk_bytes)
         return donor, min(max(donor.chunks - max(donor.target, in_use), 0), RUN_CHUNKS)
 
-    def schedule_run(self) -> None:
+    def schedule_run(self, start_s: float | None = None) -> None:
         if self.tick_s == NEVER and self.kv.chunks != self.kv.target:
-            _, count = self.next_run()
+            donor, count = self.next_run()
             if count:
-                self.tick_s = max(self.now_s, self.worker_free_s) + count * self.config.chunk_move_s
+                start_s = self.now_s if start_s is None else start_s
+                self.under_way = donor, count
+                self.tick_s = max(start_s, self.worker_free_s) + count * self.worker_chunk_s
 
     def chunks_arrive(self) -> None:
-        self.tick_s = NEVER
-        donor, count = self.next_run()
+        due_s, self.tick_s = self.tick_s, NEVER
+        donor, movable = self.next_run()
+        count = min(movable, self.under_way[1])
         copied = donor.clear_from(donor.holds(donor.chunks - count)) * donor.block_bytes
         donor.chunks -= count
         (self.ssm if donor is self.kv else self.kv).chunks += count
         self.totals.moved_chunks += count
         self.totals.relocated_bytes += copied
         copy_s = copied * self.cost.block_copy_s_per_byte
-        self.worker_free_s = self.now_s + copy_s
-        self.schedule_run()
-        if self.config.transfers == "stall":
+        stalls = self.config.transfers == "stall"
+        self.worker_free_s = due_s + (0.0 if stalls else copy_s)
+        self.schedule_run(due_s)
+        if stalls:
             self.debt_s += count * self.config.chunk_move_s + copy_s
 
 

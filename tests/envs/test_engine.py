@@ -10,6 +10,7 @@ from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.cost_model import cold_prefill_s, iteration_s
 from hbmgym.envs.serving.state import DEADLINE, DOES_NOT_FIT, FINISHED, REJECTED
+from hbmgym.memory_backend.pools import NONE
 from tests.envs.episodes import Ask, make_episode
 
 PAGE = 64
@@ -70,7 +71,7 @@ def test_a_prompt_without_ids_is_not_cut_and_saves_nothing():
     core = play([Ask(0.0, 1000, 1)])
     expected = iteration_s(core.cost, 0, 0, 1000, 1000 * 500.0)
     assert core.requests[0].first_token_s == pytest.approx(expected, **EXACT)
-    assert core.counters.saved_snapshots == core.memory.kv.meta.cached == 0
+    assert core.counters.saved_snapshots == 0 and np.all(core.memory.kv.entries.key == NONE)
 
 
 def test_decoding_adds_one_token_per_iteration_to_the_context():

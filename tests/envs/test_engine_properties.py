@@ -69,7 +69,7 @@ def test_every_request_ends_in_causal_order_with_nothing_lost(config, episode, s
     assert np.all(requests.preemptions <= config.max_preemptions)
     assert core.memory.kv.meta.live == core.memory.ssm.meta.live == 0
     assert core.mapped_chunks == core.layout.chunks
-    assert np.all(np.diff([record.time_s for record in telemetry]) > 0)
+    assert np.all(np.diff([record.time_s for record in telemetry]) >= 0)
     for name, total in (("met", core.counters.met), ("missed", core.counters.missed)):
         assert sum(record[name] for record in telemetry) == total
 
@@ -124,7 +124,7 @@ def busy_hour_of_a_small_engine() -> list[list[float]]:
     """Times of a few requests that share, wait, preempt and see the split change."""
     document = ["document"] * 20
     asks = [
-        Ask(0.003 * i, 340 + 40 * (i % 3), 60 + 30 * (i % 4), [*document, (i % 5)], parent=i - 4 if i % 4 == 3 else -1)
+        Ask(0.003 * i, 340 + 40 * (i % 3), 300 + 30 * (i % 4), [*document, (i % 5)], parent=i - 4 if i % 4 == 3 else -1)
         for i in range(24)
     ]
     config = ServingConfig(

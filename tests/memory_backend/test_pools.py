@@ -53,7 +53,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def take(self):
         lowest = self.lowest()
-        entry = take(self.pool, self.log)
+        entry = take(self.pool, self.log, int(self.pool.meta.limit))
         if len(self.blocks) >= self.pool.meta.limit:
             assert entry == NONE
             return
@@ -138,7 +138,7 @@ TestPool.settings = settings(max_examples=40, stateful_step_count=40, derandomiz
 @settings(max_examples=25, derandomize=True, deadline=None)
 def test_blocks_are_handed_out_lowest_first_at_every_bitmap_size(data, blocks):
     pool, log = make_pool(KV, 1, 1, blocks, blocks), make_op_log(1, enabled=False)
-    taken = [take(pool, log) for _ in range(min(blocks, 1200))]
+    taken = [take(pool, log, int(pool.meta.limit)) for _ in range(min(blocks, 1200))]
     assert pool.entries["block"][taken].tolist() == list(range(len(taken)))
     free = list(range(len(taken), blocks))
     for entry in data.draw(st.lists(st.sampled_from(taken), unique=True, max_size=60)):
@@ -146,20 +146,22 @@ def test_blocks_are_handed_out_lowest_first_at_every_bitmap_size(data, blocks):
         release(pool, log, entry)
         assert lowest_free_block(pool) == free[0]
     for _ in range(min(len(free), 70)):
-        assert pool.entries[take(pool, log)].block == heapq.heappop(free)
+        assert pool.entries[take(pool, log, int(pool.meta.limit))].block == heapq.heappop(free)
     check_pool(pool)
 
 
 def test_a_full_bitmap_of_three_levels_empties_and_fills_again():
     blocks = 32**2 + 7
     pool, log = make_pool(KV, 1, 1, blocks, blocks), make_op_log(1, enabled=False)
-    taken = [take(pool, log) for _ in range(blocks)]
-    assert take(pool, log) == NONE and free_blocks(pool) == 0
+    taken = [take(pool, log, int(pool.meta.limit)) for _ in range(blocks)]
+    assert take(pool, log, int(pool.meta.limit)) == NONE and free_blocks(pool) == 0
     check_pool(pool)
     for entry in reversed(taken):
         release(pool, log, entry)
     check_pool(pool)
-    assert [int(pool.entries[take(pool, log)].block) for _ in range(blocks)] == list(range(blocks))
+    assert [int(pool.entries[take(pool, log, int(pool.meta.limit))].block) for _ in range(blocks)] == list(
+        range(blocks)
+    )
 
 
 def make_pair():
@@ -169,7 +171,7 @@ def make_pair():
 
 def test_a_handle_of_the_other_pool_is_refused():
     kv, ssm, log = make_pair()
-    page, slot = take(kv, log), take(ssm, log)
+    page, slot = take(kv, log, int(kv.meta.limit)), take(ssm, log, int(ssm.meta.limit))
     assert page == slot
     assert resolve_handle(kv, make_handle(ssm, slot)) == NONE
     assert resolve_handle(ssm, make_handle(kv, page)) == NONE
@@ -177,10 +179,10 @@ def test_a_handle_of_the_other_pool_is_refused():
 
 def test_a_freed_handle_stays_refused_after_its_entry_is_taken_again():
     kv, _, log = make_pair()
-    first = take(kv, log)
+    first = take(kv, log, int(kv.meta.limit))
     handle = make_handle(kv, first)
     release(kv, log, first)
-    again = take(kv, log)
+    again = take(kv, log, int(kv.meta.limit))
     assert again == first
     assert resolve_handle(kv, handle) == NONE
     assert resolve_handle(kv, make_handle(kv, again)) == again
@@ -188,7 +190,7 @@ def test_a_freed_handle_stays_refused_after_its_entry_is_taken_again():
 
 def test_numbers_that_no_handle_has_are_refused():
     kv, _, log = make_pair()
-    entry = take(kv, log)
+    entry = take(kv, log, int(kv.meta.limit))
     handle = make_handle(kv, entry)
     assert resolve_handle(kv, handle + len(kv.entries)) == NONE
     assert resolve_handle(kv, handle + 2**32) == NONE
@@ -201,8 +203,8 @@ def entries_of(log):
 
 def test_the_log_tells_what_happens_to_blocks_in_order():
     _, ssm, log = make_pair()
-    first = take(ssm, log)
-    second = take(ssm, log)
+    first = take(ssm, log, int(ssm.meta.limit))
+    second = take(ssm, log, int(ssm.meta.limit))
     zero(ssm, log, second)
     copy(ssm, log, first, second)
     release(ssm, log, first)
@@ -216,7 +218,7 @@ def test_the_log_tells_what_happens_to_blocks_in_order():
 
 def test_a_copy_carries_the_stamp_and_every_stamp_is_new():
     _, ssm, log = make_pair()
-    first, second = take(ssm, log), take(ssm, log)
+    first, second = take(ssm, log, int(ssm.meta.limit)), take(ssm, log, int(ssm.meta.limit))
     assert ssm.entries[first].tag != ssm.entries[second].tag
     copy(ssm, log, first, second)
     assert ssm.entries[first].tag == ssm.entries[second].tag
@@ -227,6 +229,6 @@ def test_a_disabled_log_drops_entries_but_hands_out_the_same_stamps():
     for enabled in (False, True):
         log = make_op_log(8, enabled)
         pool = make_pool(KV, BLOCK, CHUNK, MAPPED, CHUNKS)
-        tags.append([int(pool.entries[take(pool, log)].tag) for _ in range(3)])
+        tags.append([int(pool.entries[take(pool, log, int(pool.meta.limit))].tag) for _ in range(3)])
         assert log.head.count == (3 if enabled else 0)
     assert tags[0] == tags[1]

@@ -138,10 +138,16 @@ def test_a_decode_snapshot_replaces_the_one_before_it():
 
 def test_prompts_computed_side_by_side_end_as_one_copy():
     core = play([Ask(0.0, 4 * PAGE, 5, ["a"] * 4), Ask(0.0, 4 * PAGE, 5, ["a"] * 4)], 0.5, prefill_budget=1024)
-    assert core.memory.kv.meta.cached == 4 and core.memory.ssm.meta.cached == 1
+    assert np.count_nonzero(core.memory.kv.entries.key != NONE) == 4 and core.memory.ssm.meta.cached == 1
     assert np.all(core.requests.reused_tokens == 0)
 
 
-def test_generated_pages_without_ids_are_free_when_their_request_ends():
+def test_generated_pages_without_ids_stay_cached_and_are_evicted_first():
     core = play([Ask(0.0, 4 * PAGE, 5 * PAGE, ["a"] * 4)])
-    assert (core.memory.kv.meta.cached, core.memory.kv.meta.live) == (4, 0)
+    kv = core.memory.kv
+    assert (kv.meta.cached, kv.meta.live) == (9, 0)
+    order, entry = [], kv.meta.evict_first
+    while entry != NONE:
+        order.append(int(kv.entries[entry].key))
+        entry = kv.entries[entry].next
+    assert order[:5] == [NONE] * 5 and sorted(order[5:]) == [0, 1, 2, 3]
