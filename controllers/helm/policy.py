@@ -1,8 +1,8 @@
 """Policy: a small network that looks at an observation and answers an action, kept in one `.npz` of plain arrays."""
 
 import dataclasses
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from hbmgym.controllers.actions import ACTION_KINDS, DEFAULT_MAX_STEP
 from hbmgym.controllers.helm.mlp import forward
 from hbmgym.controllers.observation import OBSERVATION_NAMES
+from hbmgym.files import write_atomically
 
 VERSION = 1
 """Of the file's layout; an older or newer file is refused."""
@@ -139,15 +140,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise PolicyError(f"{path}: is damaged or no archive of plain arrays; copy or export it again") from error
 
 
-def _write_whole(path: Path, arrays: dict[str, Any]) -> None:
-    """A reader sees the old file or the new one, also after a power cut."""
+def _write_whole(path: Path, arrays: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_atomically(path, content.getvalue())

@@ -1,0 +1,47 @@
+"""rho: offered rate / completed rate of the best static split under a full queue."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from hbmgym.envs.serving.core import make_layout
+from hbmgym.eval.load import rho, rho_at, saturated
+
+from .traffic import CHAT, CONFIG, MIX
+
+SHARES = (0.2, 0.5, 0.8)
+
+
+def at_load(load: float, workload=CHAT) -> float:
+    return rho(SHARES, dataclasses.replace(workload, load=load).episode("validation", 10_000), CONFIG)
+
+
+def test_an_idle_engine_has_a_rho_near_zero():
+    assert 0.0 < at_load(0.1) < 0.06
+
+
+def test_rho_grows_with_the_load():
+    rhos = [at_load(load) for load in (0.2, 1.0, 5.0, 20.0)]
+    assert rhos == sorted(rhos)
+    assert rhos[-1] > 5 * rhos[0]
+
+
+def test_a_saturated_episode_keeps_rows_and_order():
+    episode = MIX.episode("validation", 10_000)
+    full = saturated(episode)
+    assert np.array_equal(full.rows["input_tokens"], episode.rows["input_tokens"])
+    assert full.rows["arrival_s"].max() < episode.horizon_s / 40
+    assert episode.rows["arrival_s"].max() > 0.9 * episode.horizon_s
+
+
+def test_rho_is_that_of_the_best_split():
+    episode = MIX.episode("validation", 10_000)
+    assert rho(SHARES, episode, CONFIG) == min(rho_at(share, episode, CONFIG) for share in SHARES)
+
+
+def test_a_split_that_rejects_is_never_the_best():
+    episode = MIX.episode("validation", 10_000)
+    lowest = make_layout(CONFIG).share_bounds[0]
+    assert rho_at(lowest, episode, CONFIG) == float("inf")
+    assert rho((lowest, 0.8), episode, CONFIG) == pytest.approx(rho_at(0.8, episode, CONFIG))

@@ -1,0 +1,111 @@
+"""One episode under one controller leaves a cell of plain numbers, whoever executes the moves."""
+
+import dataclasses
+import json
+
+import pytest
+
+from hbmgym.controllers.demand import DemandController
+from hbmgym.controllers.registry import make_controller
+from hbmgym.controllers.static import StaticController
+from hbmgym.envs.serving.core import Core
+from hbmgym.eval.rollout import cell_hash, evaluate, run_episode
+
+from .traffic import CHAT, CONFIG, MIX
+
+FIELDS = """controller trace seed model budget_bytes mapped_chunks requests ttft_mean_s ttft_p50_s ttft_p99_s tpot_p99_s
+slo_goodput_per_s slo_violation_rate hit_rate preemptions oom_requests rejected cost bytes_migrated kv_share_mean
+kv_share_min kv_share_max setup_hash cell_hash""".split()
+SEEDS = (10_000, 10_001)
+
+
+def cells(name: str, workload=MIX, config=CONFIG, **arguments):
+    rollouts = evaluate(make_controller(name), workload, config, "validation", SEEDS, **arguments)
+    return [rollout.cell for rollout in rollouts]
+
+
+def test_a_cell_has_exactly_the_promised_fields():
+    cell = cells("demand")[0]
+    assert sorted(cell) == sorted(FIELDS)
+    assert (cell["controller"], cell["trace"], cell["seed"]) == ("demand", "mix-shift", 10_000)
+    assert (cell["model"], cell["budget_bytes"]) == (CONFIG.model, CONFIG.budget_bytes)
+    assert cell["mapped_chunks"] * 2 * 2**20 == CONFIG.budget_bytes
+
+
+def test_a_cell_survives_json():
+    cell = cells("demand")[0]
+    assert json.loads(json.dumps(cell, allow_nan=False)) == cell
+
+
+def test_one_seed_gives_one_cell():
+    assert cells("demand") == cells("demand")
+
+
+def test_another_seed_gives_another_cell():
+    first, second = cells("demand")
+    assert first["cost"] != second["cost"]
+    assert first["cell_hash"] != second["cell_hash"]
+
+
+def test_checks_change_nothing():
+    assert cells("demand", check=True) == cells("demand")
+
+
+def test_host_memory_gives_the_cells_of_accounting():
+    small = dataclasses.replace(CONFIG, hbm_gib=0.4)
+    on_host = cells("demand", CHAT, small, backend="host", check=True)
+    assert on_host == cells("demand", CHAT, small)
+    assert all(cell["bytes_migrated"] > 0 for cell in on_host)
+
+
+def test_all_controllers_meet_the_same_case():
+    one, other = cells("static-0.3"), cells("threshold")
+    for key in ("cell_hash", "setup_hash", "budget_bytes", "requests"):
+        assert [cell[key] for cell in one] == [cell[key] for cell in other]
+
+
+def test_a_case_is_its_setup_and_all_that_arrives():
+    episode = MIX.episode("validation", 10_000)
+    louder = dataclasses.replace(MIX, load=1.1).episode("validation", 10_000)
+    assert cell_hash("a", episode) != cell_hash("b", episode)
+    assert cell_hash("a", episode) != cell_hash("a", louder)
+
+
+def test_the_window_is_part_of_the_setup():
+    slower = dataclasses.replace(CONFIG, window_s=10.0)
+    assert cells("static-0.5")[0]["setup_hash"] != cells("static-0.5", config=slower)[0]["setup_hash"]
+
+
+def test_a_static_controller_keeps_its_share_and_moves_nothing():
+    core = Core(CONFIG)
+    rollout = run_episode(StaticController(0.4), core, MIX.episode("validation", 10_000))
+    share = core.layout.share(core.layout.slots(0.4))
+    assert set(rollout.history["kv_share_effective"]) == {share}
+    assert rollout.cell["kv_share_min"] == rollout.cell["kv_share_max"] == share
+    assert rollout.cell["kv_share_mean"] == pytest.approx(share)
+    assert rollout.cell["bytes_migrated"] == 0
+
+
+def test_the_measured_shares_leave_the_warm_up_out():
+    rollout = run_episode(DemandController(), Core(CONFIG), MIX.episode("validation", 10_000))
+    pairs = zip(rollout.history["time_s"], rollout.history["kv_share_effective"], strict=True)
+    measured = [share for time_s, share in pairs if 300.0 < time_s <= 1800.0 + CONFIG.window_s]
+    assert (rollout.cell["kv_share_min"], rollout.cell["kv_share_max"]) == (min(measured), max(measured))
+    assert min(measured) < max(measured)
+
+
+def test_an_episode_runs_until_everything_has_ended_and_tells_every_window():
+    core, times = Core(CONFIG), []
+    rollout = run_episode(
+        DemandController(), core, MIX.episode("validation", 10_000), lambda record: times.append(float(record.time_s))
+    )
+    assert core.done
+    assert times == rollout.history["time_s"]
+    assert {len(values) for values in rollout.history.values()} == {len(times)}
+
+
+def test_wall_clock_figures_are_beside_the_cell():
+    rollout = evaluate(DemandController(), CHAT, CONFIG, "validation", [10_000])[0]
+    assert rollout.timing["wall_s"] > 0.0
+    assert 0.0 < rollout.timing["decision_us_p50"] <= rollout.timing["decision_us_p99"]
+    assert not set(rollout.cell) & {"wall_s", "decision_us_p50", "decision_us_p99"}
