@@ -19,6 +19,7 @@ from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import TraceWorkload
 from hbmgym.eval.cells import Bench, UnequalCells, claim_folder, write_cells
 from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, compare, controller_names
+from hbmgym.eval.figure import draw_comparison
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import print_comparison
 from hbmgym.memory_backend.vmm import VmmRefused, open_vmm
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(str(reason))
     if options.out:
         write_cells(Path(options.out), comparison.rollouts)
-        print(f"cells.json, cells.csv and timings.json are in {options.out}")
+        draw_comparison(Path(options.out), comparison)
+        print(f"cells.json, cells.csv, timings.json and split-*.png are in {options.out}")
     print_comparison(comparison)
 
 

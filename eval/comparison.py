@@ -25,7 +25,8 @@ ORACLE_CHOICES = 14
 def static_shares(layout: Layout, step: float = GRID_STEP) -> list[float]:
     """Realisable shares from bound to bound, at most `step` apart."""
     low, high = layout.share_bounds
-    count = int(np.ceil((high - low) / step)) + 1
+    # Rounding to whole slots may widen a gap by one of them.
+    count = int(np.ceil((high - low) / (step - layout.share_step))) + 1
     shares = {layout.share(layout.slots(float(share))) for share in np.linspace(low, high, count)}
     return sorted(shares)
 
@@ -71,6 +72,11 @@ class WorkloadResult:
         """The one static split with the least mean cost over the seeds; None when no static was run."""
         statics = [name for name in self.controllers if name.startswith("static-")]
         return min(statics, key=lambda name: self.mean(name, "cost"), default=None)
+
+    @property
+    def moving(self) -> list[str]:
+        """Controllers that may move the split, the oracle not among them."""
+        return [name for name in self.controllers if not name.startswith(("static-", "sglang-")) and name != ORACLE]
 
     def room(self, key: str) -> float | None:
         """1 - per-phase best / best static, None when either is missing."""

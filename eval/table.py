@@ -5,7 +5,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from hbmgym.eval.comparison import ORACLE, Comparison, WorkloadResult
+from hbmgym.eval.comparison import Comparison, WorkloadResult
 from hbmgym.eval.intervals import mean_interval, relative_difference
 
 UNBOUNDED_WIDTH = 160
@@ -32,12 +32,12 @@ def summary_lines(result: WorkloadResult) -> list[str]:
         lines[0] += f"; room (per-phase best under best static): cost {room:.1%}, p99 TTFT {room_p99:.1%}"
     elif best is not None:
         lines[0] += "; room: unknown, no per-phase best was searched"
-    for name in _moving(result):
+    for name in result.moving:
         shares = result.mean(name, "kv_share_min"), result.mean(name, "kv_share_max")
         gib = result.mean(name, "bytes_migrated") / 2**30
         lines.append(f"{name}: kv_share {shares[0]:.3f} to {shares[1]:.3f}, {gib:.1f} GiB moved per episode")
     if best is not None:
-        for name in _moving(result):
+        for name in result.moving:
             for reference in filter(None, (best, "sglang-0.9" if "sglang-0.9" in result.controllers else None)):
                 lines.append(_against(result, name, reference))
     return lines
@@ -49,10 +49,6 @@ def _against(result: WorkloadResult, name: str, reference: str) -> str:
         center, low, high = relative_difference(result.column(name, key), result.column(reference, key))
         parts.append(f"{label} {center:+.1%} [{low:+.1%}, {high:+.1%}]")
     return f"{name} against {reference}: {', '.join(parts)}"
-
-
-def _moving(result: WorkloadResult) -> list[str]:
-    return [name for name in result.controllers if not name.startswith(("static-", "sglang-")) and name != ORACLE]
 
 
 def _rows(result: WorkloadResult) -> list[str]:

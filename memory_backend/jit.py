@@ -8,6 +8,7 @@ the work itself (7 x, measured), and a kernel that would allocate fails to compi
 """
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import numba
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _KERNEL_FOLDERS = ("memory_backend", "envs", "controllers")
+_KEPT_CACHES = 8
 _MARKS = (b"kernel\n", b"np.dtype(")
 
 
@@ -35,10 +37,18 @@ def _cache_folder() -> str:
     for base in (Path.home() / ".cache" / "hbmgym", Path(tempfile.gettempdir()) / "hbmgym"):
         try:
             (base / name).mkdir(parents=True, exist_ok=True)
+            _forget_old_caches(base)
         except OSError:
             continue
         return str(base / name)
     return tempfile.mkdtemp(prefix="hbmgym-")
+
+
+def _forget_old_caches(base: Path) -> None:
+    """Every edit of a kernel leaves a folder behind; a few of them serve whoever goes back and forth."""
+    folders = sorted(base.glob("kernels-*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in folders[_KEPT_CACHES:]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 KERNEL_CACHE = _cache_folder()

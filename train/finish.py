@@ -22,6 +22,7 @@ from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.workload import TraceWorkload, Workload, open_workloads
 from hbmgym.eval.cells import Bench, write_cells
 from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, ORACLE, Comparison, compare, controller_names
+from hbmgym.eval.figure import draw_comparison
 from hbmgym.eval.rollout import Rollout, run_episode
 from hbmgym.memory_backend.vmm import VmmRefused
 from hbmgym.train.options import TrainOptions
@@ -49,6 +50,7 @@ def compare_policy(
     seeds = seeds_for("validation", options.table_episodes)
     comparison = compare(bench, names, seeds, jobs=options.jobs, oracle=True, progress=options.progress)
     write_cells(folder, comparison.rollouts)
+    draw_comparison(folder, comparison)
     _draw_references(folder, comparison, options.total_timesteps)
     return comparison
 
