@@ -19,7 +19,7 @@ from hbmgym.envs.traces.compose import compose, compose_generated
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.generators import SessionClass
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario, generate_class
-from hbmgym.envs.traces.trace import Trace
+from hbmgym.envs.traces.trace import Trace, TraceError
 from hbmgym.files import write_atomically
 
 GOODPUT = 0.95
@@ -99,7 +99,11 @@ def find_largest_rate(group: SessionClass, config: ServingConfig) -> float:
         tokens = config.page_tokens
         return [compose_generated(trace, seed=seed, page_tokens=tokens, warmup_s=WARMUP_S) for seed, trace in traces]
 
-    return _Search(config, episodes, f"class {group.name}").largest()
+    search = _Search(config, episodes, f"class {group.name}")
+    try:
+        return search.largest()
+    except TraceError as error:  # sought down to where none arrives
+        raise search.hopeless() from error
 
 
 def find_largest_load(trace: Trace, config: ServingConfig) -> float:
@@ -132,15 +136,19 @@ class _Search:
         while not self._sustains(low):
             low, high = low / 2.0, low
             if low < SMALLEST_RATE:
-                config = self._core.config
-                raise ValueError(
-                    f"{self._name} misses its SLOs at any rate with {config.model} on {config.gpu} and "
-                    f"{config.hbm_gib:g} GiB: raise hbm_gib or choose another model or GPU"
-                )
+                raise self.hopeless()
         while high / low > PRECISION:
             middle = (low * high) ** 0.5
             low, high = (middle, high) if self._sustains(middle) else (low, middle)
         return round(low, 4)
+
+    def hopeless(self) -> ValueError:
+        """What is raised when even a trickle misses its SLOs."""
+        config = self._core.config
+        return ValueError(
+            f"{self._name} misses its SLOs at any rate with {config.model} on {config.gpu} and "
+            f"{config.hbm_gib:g} GiB: raise hbm_gib or choose another model or GPU"
+        )
 
     def _sustains(self, rate: float) -> bool:
         episodes = self._episodes(rate)

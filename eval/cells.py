@@ -137,10 +137,15 @@ def check_comparable(cells: Sequence[Cell]) -> None:
                     )
 
 
-def claim_folder(path: Path) -> None:
-    """Make an output folder; ValueError when it holds something already."""
+def check_folder(path: Path) -> None:
+    """ValueError when an output folder holds something already."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"--out {path} is in use: name a new folder, or remove it")
+
+
+def claim_folder(path: Path) -> None:
+    """Make an output folder; ValueError when it is in use or cannot be made."""
+    check_folder(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

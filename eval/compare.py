@@ -16,13 +16,12 @@ from pathlib import Path
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.envs.traces.trace import TraceError
-from hbmgym.envs.workload import TraceWorkload
-from hbmgym.eval.cells import Bench, UnequalCells, claim_folder, write_cells
+from hbmgym.eval.cells import Bench, UnequalCells, check_folder, claim_folder, write_cells
 from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, compare, controller_names
 from hbmgym.eval.figure import draw_comparison
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import print_comparison
-from hbmgym.memory_backend.vmm import VmmRefused, open_vmm
+from hbmgym.memory_backend.vmm import BACKENDS, VmmRefused, open_vmm
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class CompareOptions(ServingOptions):
     )
     seeds: int = option(10, "episodes per workload")
     split: str = option("validation", "part of the data", choices=("train", "validation", "test", "all"))
-    backend: str = option("accounting", "what executes the moves", choices=("accounting", "host", "auto"))
+    backend: str = option("accounting", "what executes the moves", choices=BACKENDS)
     check: bool = option(False, "verify every invariant after every window (slow)")
     oracle: bool = option(True, "search the per-phase best of scenarios with phases")
     jobs: int = option(min(2, os.cpu_count() or 1), "processes")
@@ -68,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _prepare(options: CompareOptions) -> tuple[Bench, list[str], list[int]]:
+    if options.out:
+        check_folder(Path(options.out))  # before scenarios are calibrated
     config = options.serving_config()
     layout = make_layout(config)
     names = controller_names(options.controllers, layout)
@@ -79,10 +80,7 @@ def _prepare(options: CompareOptions) -> tuple[Bench, list[str], list[int]]:
         with open_vmm(options.backend, layout, layout.kv_chunks(layout.min_slots)) as vmm:
             print(f"backend: {vmm.why}")
     workloads = options.workloads(config)
-    for workload in workloads:
-        for notice in workload.trace.notices if isinstance(workload, TraceWorkload) else ():
-            print(f"{workload.name}: {notice}", file=sys.stderr)
-        workload.episode(part, seeds[0])  # a part that is too short is refused before anything runs
+    options.announce(workloads, part, seeds[0])
     return Bench(config, tuple(workloads), part, options.backend, options.check), names, seeds
 
 

@@ -1,5 +1,6 @@
 """A comparison: every controller on every workload and seed, the best static split in hindsight, rho and the room."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,25 +11,25 @@ from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.workload import ScenarioWorkload
 from hbmgym.eval.cells import Bench, Runner, Task, check_comparable
-from hbmgym.eval.oracle import coordinate_descent
+from hbmgym.eval.oracle import ORACLE, coordinate_descent
 from hbmgym.eval.rollout import Cell, Rollout
 from hbmgym.memory_backend.split import Layout
 
 STATIC_GRID = "static-grid"
 GRID_STEP = 0.025
 DEFAULT_CONTROLLERS = f"{STATIC_GRID},sglang-0.9,threshold,demand"
-ORACLE = "oracle-phases"
 RHO_SHARES = 9
 ORACLE_CHOICES = 14
 
 
 def static_shares(layout: Layout, step: float = GRID_STEP) -> list[float]:
-    """Realisable shares from bound to bound, at most `step` apart."""
-    low, high = layout.share_bounds
-    # Rounding to whole slots may widen a gap by one of them.
-    count = int(np.ceil((high - low) / (step - layout.share_step))) + 1
-    shares = {layout.share(layout.slots(float(share))) for share in np.linspace(low, high, count)}
-    return sorted(shares)
+    """Realisable shares from bound to bound, at most `step` apart where a slot is not wider than that."""
+    realisable = sorted({layout.share(slots) for slots in range(layout.min_slots, layout.max_slots + 1)})
+    picked = [realisable[0]]
+    for share, after in itertools.pairwise([*realisable[1:], float("inf")]):
+        if after > picked[-1] + step:
+            picked.append(share)
+    return picked
 
 
 def controller_names(text: str, layout: Layout) -> list[str]:
@@ -103,12 +104,12 @@ def compare(
                 rollouts += _oracle_rollouts(runner, w, rollouts, seeds)
         rhos = [runner.rho(w, seeds[0], _rho_shares(bench)) for w in range(len(bench.workloads))]
     cells = [rollout.cell for rollout in rollouts]
-    check_comparable(cells)
     results = []
     for workload, rho in zip(bench.workloads, rhos, strict=True):
         own = [cell for cell in cells if cell["trace"] == workload.name]
+        check_comparable(own)
         for cell in own:
-            cell["rho"] = rho
+            cell["rho"] = rho if np.isfinite(rho) else None  # JSON knows no infinity
         results.append(WorkloadResult(workload.name, rho, own))
     return Comparison(rollouts, results)
 

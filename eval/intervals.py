@@ -21,11 +21,20 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def relative_difference(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
-    """mean(values) / mean(reference) - 1 with its 95 % interval from a bootstrap over common episodes."""
+    """mean(values) / mean(reference) - 1 with its 95 % interval from a bootstrap over common episodes.
+
+    Of a reference of 0 everything above differs by inf, and another 0 by 0.
+    """
     pairs = np.column_stack([values, reference]).astype(float)
     rng = np.random.default_rng(SEED)
     means = pairs[rng.integers(len(pairs), size=(RESAMPLES, len(pairs)))].mean(axis=1)
-    ratios = means[:, 0] / np.maximum(means[:, 1], 1e-300) - 1.0
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    center = pairs[:, 0].mean() / max(pairs[:, 1].mean(), 1e-300) - 1.0
-    return float(center), float(low), float(high)
+    # Between two infinities there is nothing to interpolate.
+    low, high = np.percentile(_excess(means), [2.5, 97.5], method="nearest")
+    return float(_excess(pairs.mean(axis=0))), float(low), float(high)
+
+
+def _excess(pairs: np.ndarray) -> np.ndarray:
+    """value / reference - 1 of the pairs in the last axis."""
+    values, references = pairs[..., 0], pairs[..., 1]
+    without = np.where(values > 0.0, np.inf, 0.0)
+    return np.divide(values - references, references, out=without, where=references > 0.0)

@@ -1,10 +1,16 @@
 """The flags that training and comparison share: what is served, on what, under which traffic."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hbmgym.cli import option
 from hbmgym.envs.serving.config import Policies, ServingConfig
-from hbmgym.envs.workload import Workload, open_workloads
+from hbmgym.envs.traces.pages import output_id_fraction
+from hbmgym.envs.traces.seeds import Part
+from hbmgym.envs.workload import TraceWorkload, Workload, open_workloads
+
+_DEFAULTS = ServingConfig()
 
 
 @dataclass(frozen=True)
@@ -13,12 +19,12 @@ class ServingOptions:
 
     trace: tuple[str, ...] = option((), "trace file, repeatable: compact .npz or Mooncake .jsonl", metavar="PATH")
     scenario: tuple[str, ...] = option((), "generated scenario, repeatable: mix-shift (the default), steady-chat")
-    model: str = option("qwen3-next-80b-a3b", "model served, lower-case slug")
-    gpu: str = option("h200", "GPU: h200, h100 or a100")
-    hbm_gib: float = option(40.0, "GiB of HBM for both pools together")
+    model: str = option(_DEFAULTS.model, "model served, lower-case slug")
+    gpu: str = option(_DEFAULTS.gpu, "GPU: h200, h100 or a100")
+    hbm_gib: float = option(_DEFAULTS.hbm_gib, "GiB of HBM for both pools together")
     load: float = option(1.0, "multiplies the arrival rate; 1 is as recorded, or as calibrated")
-    kv_dtype: str = option("bf16", "dtype of the KV cache")
-    state_dtype: str = option("fp32", "dtype of the recurrent state")
+    kv_dtype: str = option(_DEFAULTS.kv_dtype, "dtype of the KV cache")
+    state_dtype: str = option(_DEFAULTS.state_dtype, "dtype of the recurrent state")
     policies: str = option(
         "eviction=lru,admission=fcfs,on_shortage=evict", "rules of the engine, equal for every controller"
     )
@@ -37,3 +43,13 @@ class ServingOptions:
     def workloads(self, config: ServingConfig) -> list[Workload]:
         """One per scenario and trace; raises ValueError with one line."""
         return open_workloads(config, scenarios=self.scenario, traces=self.trace, load=self.load)
+
+    def announce(self, workloads: Sequence[Workload], part: Part, seed: int) -> None:
+        """Try an episode of each, so that what cannot be composed is refused early, and say what a trace lacks."""
+        for workload in workloads:
+            episode = workload.episode(part, seed)
+            if isinstance(workload, TraceWorkload):
+                share = output_id_fraction(episode)
+                notices = (*workload.trace.notices, f"{share:.0%} of the rows have ids for what they generate")
+                for notice in notices:
+                    print(f"{workload.name}: {notice}", file=sys.stderr)

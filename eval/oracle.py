@@ -11,12 +11,14 @@ import numpy as np
 from hbmgym.controllers.base import HOLD, Decision, Setup
 from hbmgym.envs.traces.scenarios import phase_schedule
 
+ORACLE = "oracle-phases"
+
 
 class PhaseOracle:
     """Requests shares[class] at the last decision before each phase of that class begins."""
 
     def __init__(self, scenario: str, shares: Sequence[float], span_s: float) -> None:
-        self.name = "oracle-phases"
+        self.name = ORACLE
         self.fixed_share: float | None = None
         self._scenario = scenario
         self._shares = shares

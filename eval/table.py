@@ -5,6 +5,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from hbmgym.envs.serving.config import GIB
 from hbmgym.eval.comparison import Comparison, WorkloadResult
 from hbmgym.eval.intervals import mean_interval, relative_difference
 
@@ -34,7 +35,7 @@ def summary_lines(result: WorkloadResult) -> list[str]:
         lines[0] += "; room: unknown, no per-phase best was searched"
     for name in result.moving:
         shares = result.mean(name, "kv_share_min"), result.mean(name, "kv_share_max")
-        gib = result.mean(name, "bytes_migrated") / 2**30
+        gib = result.mean(name, "bytes_migrated") / GIB
         lines.append(f"{name}: kv_share {shares[0]:.3f} to {shares[1]:.3f}, {gib:.1f} GiB moved per episode")
     if best is not None:
         for name in result.moving:
@@ -95,5 +96,5 @@ def _row(result: WorkloadResult, name: str, best: bool) -> list[str]:
         f"{mean('preemptions'):.1f}",
         f"{mean('rejected'):.1f}",
         f"{mean('kv_share_min'):.3f}-{mean('kv_share_max'):.3f}",
-        f"{mean('bytes_migrated') / 2**30:.1f}",
+        f"{mean('bytes_migrated') / GIB:.1f}",
     ]

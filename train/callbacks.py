@@ -11,11 +11,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from hbmgym.controllers.helm.policy import Header, Policy
 from hbmgym.controllers.helm.ppo import PpoController
+from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.eval.rollout import Rollout, run_episode
-
-GIB = 2**30
 
 _MEANS = {
     "reward/slo": "reward/slo",

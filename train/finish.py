@@ -21,13 +21,15 @@ from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.workload import TraceWorkload, Workload, open_workloads
 from hbmgym.eval.cells import Bench, write_cells
-from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, ORACLE, Comparison, compare, controller_names
+from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, Comparison, compare, controller_names
 from hbmgym.eval.figure import draw_comparison
+from hbmgym.eval.oracle import ORACLE
 from hbmgym.eval.rollout import Rollout, run_episode
 from hbmgym.memory_backend.vmm import VmmRefused
 from hbmgym.train.options import TrainOptions
 
 MAX_HOST_GIB = 2.0
+HOST_STEP_GIB = 0.25
 MIN_MOVED_CHUNKS = 100
 """With fewer, real remapping has hardly been tried."""
 MIN_SPAN = 0.05
@@ -128,7 +130,8 @@ def replay_on_host(options: TrainOptions, folder: Path, config: ServingConfig) -
     from hbmgym.memory_backend.vmm.linux import free_memory  # its imports exist on Linux only
 
     try:
-        hbm_gib = min(MAX_HOST_GIB, free_memory()[0] / 4 / GIB)
+        # In whole steps, so that the rates that were calibrated last time serve again.
+        hbm_gib = min(MAX_HOST_GIB, free_memory()[0] / 4 / GIB // HOST_STEP_GIB * HOST_STEP_GIB)
         scaled = dataclasses.replace(config, hbm_gib=hbm_gib)
         episode = _excerpt(_scaled_workload(options, scaled).episode("validation", seeds_for("validation", 1)[0]))
         policy = make_controller(f"ppo:{folder / 'policy.npz'}")

@@ -1,5 +1,6 @@
 """One PPO run: environments, model, callbacks; may be interrupted and continued."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hbmgym.envs.vec import CoreVecEnv
 from hbmgym.envs.workload import Workload
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.rollout import run_episode
+from hbmgym.files import write_atomically
 from hbmgym.train.callbacks import Checkpoints, Validation, WindowCurves, export_policy
 from hbmgym.train.options import TrainOptions
 from hbmgym.train.runs import last_checkpoint
@@ -61,20 +63,14 @@ def learn(options: TrainOptions, folder: Path, config: ServingConfig, workloads:
         raise Interrupted(f"interrupted after {model.num_timesteps} windows") from None
     finally:
         env.close()
+        model.logger.close()
     _keep_policy(model, folder, options)
     return validation.best_cost
 
 
 def make_env(options: TrainOptions, workloads: Sequence[Workload]) -> HbmPartitionEnv:
     """One training environment."""
-    serving = {
-        "model": options.model,
-        "gpu": options.gpu,
-        "hbm_gib": options.hbm_gib,
-        "kv_dtype": options.kv_dtype,
-        "state_dtype": options.state_dtype,
-        "policies": options.policies,
-    }
+    serving = dataclasses.asdict(options.serving_config())
     return HbmPartitionEnv(
         workload=workloads, serving=serving, backend=options.backend, part="train", randomise_initial_share=True
     )
@@ -132,4 +128,5 @@ def _keep_policy(model: PPO, folder: Path, options: TrainOptions) -> None:
     """policy.npz is the best one on validation; last_policy.npz what training ended with."""
     export_policy(model, {"steps": model.num_timesteps, "seed": options.seed}).save(folder / "last_policy.npz")
     best = folder / "best" / "policy.npz"
-    (folder / "policy.npz").write_bytes((best if best.is_file() else folder / "last_policy.npz").read_bytes())
+    kept = best if best.is_file() else folder / "last_policy.npz"
+    write_atomically(folder / "policy.npz", kept.read_bytes())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hbmgym.cli import option
 from hbmgym.envs.traces.seeds import SEED_RANGES
 from hbmgym.eval.options import ServingOptions
+from hbmgym.memory_backend.vmm import BACKENDS
 
 SMOKE = {"total_timesteps": 1440, "n_envs": 2, "n_steps": 360, "eval_episodes": 1, "table_episodes": 2}
 """Two updates that hold whole episodes, so that even a smoke run has a return curve."""
@@ -23,7 +24,7 @@ class TrainOptions(ServingOptions):
     gamma: float = option(0.99, "discount per window")
     seed: int = option(0, "of networks, actions and episodes")
     seeds: int = option(1, "train so many policies, from --seed on, and keep the best on validation")
-    backend: str = option("accounting", "what executes the moves", choices=("accounting", "host", "auto"))
+    backend: str = option("accounting", "what executes the moves", choices=BACKENDS)
     eval_freq: int = option(25_000, "windows between two evaluations on validation seeds")
     save_freq: int = option(50_000, "windows between two checkpoints")
     eval_episodes: int = option(4, "validation episodes that choose the policy, none of them in the table")
@@ -42,6 +43,8 @@ class TrainOptions(ServingOptions):
         for name in ("save_freq", "eval_episodes", "table_episodes", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected an integer >= 1")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"--seed is {self.seed}, expected an integer from 0 to {2**31 - 1}")
         if self.batch_size < 2 or self.n_envs * self.n_steps < 2:
             raise ValueError(
                 f"--batch-size is {self.batch_size} and --n-envs x --n-steps is {self.n_envs * self.n_steps}, expected "

@@ -18,9 +18,11 @@ from pathlib import Path
 
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import make_layout
-from hbmgym.envs.workload import TraceWorkload, Workload
-from hbmgym.eval.cells import write_json
+from hbmgym.envs.traces.seeds import seeds_for
+from hbmgym.envs.workload import Workload
+from hbmgym.eval.cells import check_folder, write_json
 from hbmgym.eval.table import print_comparison, summary_lines
+from hbmgym.files import write_atomically
 from hbmgym.memory_backend.vmm import VmmRefused, open_vmm
 from hbmgym.train.finish import compare_policy, idle_lines, replay_on_host
 from hbmgym.train.learn import Interrupted, learn
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parse_options(TrainOptions, __doc__ or "", arguments)
     with user_errors(VmmRefused):
         options = _settle(given)
+        if options.out and not given.resume:
+            check_folder(Path(options.out))  # before scenarios are calibrated
         config = options.serving_config()
         workloads = _prepare(options, config)
         folder = Path(given.resume) if given.resume else new_run(options)
@@ -65,11 +69,9 @@ def _prepare(options: TrainOptions, config: ServingConfig) -> list[Workload]:
         with open_vmm(options.backend, layout, layout.kv_chunks(layout.min_slots)) as vmm:
             print(f"backend: {vmm.why}")
     workloads = options.workloads(config)
+    options.announce(workloads, "train", seeds_for("train", 1)[0])
     for workload in workloads:
-        for notice in workload.trace.notices if isinstance(workload, TraceWorkload) else ():
-            print(f"{workload.name}: {notice}", file=sys.stderr)
-        workload.episode("train", options.seed)
-        workload.episode("validation", 10_000)
+        workload.episode("validation", seeds_for("validation", 1)[0])
     return workloads
 
 
@@ -91,7 +93,7 @@ def _train(
             pool.map(_learn_seed, *zip(*parts, strict=True), [config] * len(parts), [list(workloads)] * len(parts))
         )
     best = min(range(len(parts)), key=costs.__getitem__)
-    (folder / "policy.npz").write_bytes((parts[best][1] / "policy.npz").read_bytes())
+    write_atomically(folder / "policy.npz", (parts[best][1] / "policy.npz").read_bytes())
     return {str(own.seed): cost for (own, _), cost in zip(parts, costs, strict=True)}
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hbmgym.envs.workload import DEFAULT_SCENARIO
 from hbmgym.eval.cells import claim_folder, write_json
 from hbmgym.train.options import TrainOptions
 
@@ -28,7 +29,7 @@ def new_run(options: TrainOptions) -> Path:
 
 
 def _traffic(options: TrainOptions) -> list[str]:
-    return [*options.scenario, *(Path(trace).name.split(".")[0] for trace in options.trace)] or ["mix-shift"]
+    return [*options.scenario, *(Path(trace).name.split(".")[0] for trace in options.trace)] or [DEFAULT_SCENARIO]
 
 
 def _next_free(stem: str) -> Path:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hbmgym.envs.serving.cost_model import CHUNK_MOVE_S
+
 GIB = 2**30
 CHUNK_BYTES = 2 * 2**20
 POLICY_CHOICES = {"eviction": ("lru",), "admission": ("fcfs",), "on_shortage": ("evict",)}
@@ -66,7 +68,7 @@ class ServingConfig:
     """TTFT SLO = floor + factor x unloaded cold prefill time."""
     tpot_slo_factor: float = 2.0
     """TPOT SLO = factor x modelled TPOT at batch 16 and 8k context."""
-    chunk_move_s: float = 75e-6
+    chunk_move_s: float = CHUNK_MOVE_S
     """Modelled seconds to move one chunk between the pools."""
     transfers: str = "overlapped"
     """Moving chunks runs beside the iterations (overlapped) or stops them (stall)."""

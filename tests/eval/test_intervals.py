@@ -37,5 +37,9 @@ def test_a_difference_is_one_of_means():
     assert (low, high) == pytest.approx((-0.5, 1.5))
 
 
-def test_a_reference_of_zero_does_not_divide_by_it():
-    assert np.isfinite(relative_difference([0.0, 0.0], [0.0, 0.0])).all()
+def test_two_zeros_do_not_differ():
+    assert relative_difference([0.0, 0.0], [0.0, 0.0]) == (0.0, 0.0, 0.0)
+
+
+def test_anything_is_infinitely_more_than_zero():
+    assert relative_difference([1.0, 2.0], [0.0, 0.0]) == (np.inf, np.inf, np.inf)

@@ -1,5 +1,7 @@
 """The hindsight references."""
 
+import itertools
+
 import numpy as np
 
 from hbmgym.controllers.base import TELEMETRY
@@ -52,5 +54,5 @@ def test_the_phase_oracle_moves_at_phase_edges_only():
     oracle = PhaseOracle("mix-shift", (0.2, 0.8), episode.horizon_s)
     oracle.see(10_000)
     requested = run_episode(oracle, Core(CONFIG), episode).history["kv_share_requested"]
-    changes = sum(a != b for a, b in zip(requested, requested[1:], strict=False))
+    changes = sum(a != b for a, b in itertools.pairwise(requested))
     assert changes == len(phase_schedule("mix-shift", 10_000, episode.horizon_s)) - 1

@@ -1,0 +1,290 @@
+"""A user's mistake is one line on stderr and exit code 2; nothing is written, nothing is half done."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hbmgym.eval import compare
+from hbmgym.train import ppo
+
+from .traffic import write_trace
+
+MAINS = {"compare": compare.main, "ppo": ppo.main}
+TRAIN_TRACE = Path(__file__).resolve().parents[3] / "shared" / "traces" / "train" / "mooncake_synthetic.train.npz"
+
+
+@pytest.fixture(scope="session")
+def good_trace(tmp_path_factory) -> Path:
+    return write_trace(tmp_path_factory.mktemp("good") / "good.jsonl")
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """An empty current directory, which has to stay as the test left it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refusal(workplace, capsys) -> Callable[..., str]:
+    """Runs a script that has to refuse its arguments, and returns its one line."""
+
+    def run(script: str, *arguments: object) -> str:
+        before = sorted(workplace.rglob("*"))
+        with pytest.raises(SystemExit) as leaving:
+            MAINS[script]([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert leaving.value.code == 2
+        assert printed.err.count("\n") == 1, printed.err
+        assert not printed.out
+        assert sorted(workplace.rglob("*")) == before
+        return printed.err
+
+    return run
+
+
+both = pytest.mark.parametrize("script", list(MAINS))
+
+
+@both
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "the file is empty"),
+        (b"\n\n", "the file is empty"),
+        (b"arrival,tokens\n0,1\n", "format is not recognised"),
+        (pickle.dumps([1, 2]), "format is not recognised"),
+        (b"PK\x03\x04 and no more", "damaged, pickled"),
+        (b'{"timestamp": 0', "bad:1: line is not JSON"),
+        (b'{"timestamp": 0}\xff', "not UTF-8"),
+        (b'{"timestamp": 0}', "bad:1: input_length is None"),
+    ],
+)
+def test_what_is_no_trace_is_refused(script, content, named, workplace, refusal):
+    (workplace / "bad").write_bytes(content)
+    line = refusal(script, "--trace", "bad")
+    assert "bad" in line and named in line
+
+
+@both
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"colour": "red"}, "field is 'colour'"),
+        ({"input_length": -5}, "input_length is -5"),
+        ({"input_length": 10**12}, "input_length is 1000000000000"),
+        ({"input_length": 1.5}, "input_length is 1.5"),
+        ({"output_length": "many"}, "output_length is 'many'"),
+        ({"timestamp": float("nan")}, "timestamp is nan"),
+        ({"timestamp": float("inf")}, "timestamp is inf"),
+        ({"timestamp": -1}, "timestamp is -1"),
+        ({"hash_ids": ["a", "b", "c"]}, "hash_ids"),
+        ({"input_length": 1500, "hash_ids": [1]}, "number of block ids is 1, expected 2 or 3"),
+        ({"input_length": 1500, "hash_ids": [1, 2, 3, 4]}, "number of block ids is 4, expected 2 or 3"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_line_and_field(script, change, named, workplace, refusal):
+    path = write_trace(workplace / "bad.jsonl", span_s=20.0, **change)
+    line = refusal(script, "--trace", path)
+    assert f"bad.jsonl:10: {named}" in line
+
+
+@both
+def test_a_trace_of_empty_requests_only_is_refused(script, workplace, refusal):
+    row = {"timestamp": 0, "input_length": 0, "output_length": 0, "hash_ids": []}
+    (workplace / "bad.jsonl").write_text(json.dumps(row))
+    assert "bad.jsonl: 0 rows are left" in refusal(script, "--trace", "bad.jsonl")
+
+
+@both
+def test_a_pickle_inside_an_archive_is_not_opened(script, workplace, refusal):
+    np.savez(workplace / "bad.npz", meta=np.array([print], dtype=object))
+    assert "bad.npz: cannot be read as a compact npz: Object arrays" in refusal(script, "--trace", "bad.npz")
+
+
+@both
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"weather": np.zeros(3)}, "column is 'weather'"),
+        ({"arrival_s": None}, "column is 'arrival_s'"),
+        ({"arrival_s": np.array([0.0, 1.0, np.inf])}, "row 2: arrival_s is inf"),
+        ({"output_tokens": np.array([1, -2, 3], np.int32)}, "row 1: output_tokens is -2"),
+        ({"meta": np.array("{}")}, "block_size is None"),
+        ({"meta": np.array('{"block_size": 0}')}, "exactly one to be true"),
+    ],
+)
+def test_a_bad_column_is_named(script, changes, named, workplace, refusal):
+    columns = {
+        "meta": np.array('{"block_size": 0, "open_loop": true}'),
+        "arrival_s": np.arange(3.0),
+        **{name: np.ones(3, np.int32) for name in ("input_tokens", "output_tokens", "session_id", "turn")},
+        "parent": np.full(3, -1, np.int32),
+        **{name: np.full(3, np.nan, np.float32) for name in ("gap_s", "service_s")},
+        "kind": np.zeros(3, np.uint8),
+        **changes,
+    }
+    np.savez(workplace / "bad.npz", **{name: values for name, values in columns.items() if values is not None})
+    line = refusal(script, "--trace", "bad.npz")
+    assert "bad.npz" in line and named in line
+
+
+@both
+def test_a_damaged_real_trace_is_refused(script, workplace, refusal):
+    if not TRAIN_TRACE.is_file():
+        pytest.skip("shared/traces is not beside the repository")
+    whole = TRAIN_TRACE.read_bytes()
+    (workplace / "half.npz").write_bytes(whole[: len(whole) // 2])
+    assert "half.npz" in refusal(script, "--trace", "half.npz")
+
+
+@both
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--trace", "nowhere.jsonl"), "nowhere.jsonl: cannot be read: No such file"),
+        (("--trace", "."), "Is a directory"),
+        (("--scenario", "rush-hour"), "expected one of mix-shift, steady-chat"),
+        (("--scenario", "mix-shift", "--scenario", "mix-shift"), "mix-shift is given twice"),
+        (("--model", "gpt-2"), "unknown model 'gpt-2'"),
+        (("--gpu", "b200"), "known are h200, h100, a100"),
+        (("--hbm-gib", "0.1"), "give at least"),
+        (("--hbm-gib", "0"), "hbm_gib is 0.0"),
+        (("--hbm-gib", "-4"), "hbm_gib is -4.0"),
+        (("--hbm-gib", "nan"), "hbm_gib is nan"),
+        (("--hbm-gib", "much"), "--hbm-gib: invalid float value: 'much'"),
+        (("--hbm-gib", "100"), "lower hbm_gib"),
+        (("--kv-dtype", "int3"), "choose one of fp32, bf16, fp16, fp8"),
+        (("--state-dtype", "int3"), "choose one of fp32, bf16, fp16, fp8"),
+        (("--policies", "eviction=random"), "policy eviction is 'random'"),
+        (("--policies", "luck=good"), "'luck=good'"),
+        (("--policies", "eviction"), "'eviction'"),
+        (("--backend", "paper"), "--backend: invalid choice: 'paper'"),
+        (("--unheard-of", "1"), "unrecognized arguments: --unheard-of"),
+        (("--trace",), "--trace: expected one argument"),
+        (("positional",), "unrecognized arguments: positional"),
+        (("--jobs", "0"), "--jobs"),
+        (("--jobs", "inf"), "--jobs: invalid integer value: 'inf'"),
+    ],
+)
+def test_a_bad_flag_is_named(script, arguments, named, refusal):
+    assert named in refusal(script, *arguments)
+
+
+@both
+@pytest.mark.parametrize("load", ["0", "-1", "nan", "inf", "x"])
+def test_a_bad_load_is_named(script, load, good_trace, refusal):
+    assert "load" in refusal(script, "--trace", good_trace, "--load", load)
+
+
+@both
+def test_a_part_that_is_too_short_is_named_with_the_load_that_would_do(script, good_trace, refusal):
+    line = refusal(script, "--trace", good_trace, "--load", "9")
+    assert "good: part" in line and "expected at least 300 s (load <= " in line
+
+
+@both
+def test_one_trace_cannot_be_given_twice(script, good_trace, refusal):
+    assert "good is given twice" in refusal(script, "--trace", good_trace, "--trace", good_trace)
+
+
+@both
+@pytest.mark.parametrize("taken", ["folder", "folder/file"])
+def test_an_output_folder_in_use_is_refused_and_kept(script, taken, good_trace, workplace, refusal):
+    (workplace / "folder").mkdir()
+    (workplace / "folder" / "file").write_text("mine")
+    assert f"--out {taken} is in use" in refusal(script, "--trace", good_trace, "--out", taken)
+    assert (workplace / "folder" / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("controllers", "named"),
+    [
+        ("nobody", "'nobody' is unknown"),
+        ("", "--controllers is empty"),
+        ("static-1.5", "1.5"),
+        ("static-nan", "nan"),
+        ("static-x", "'x' is not a number"),
+        ("sglang--1", "-1"),
+        ("threshold,threshold", "threshold twice"),
+        ("ppo:nowhere", "nowhere: no such file"),
+        ("ppo:", "'ppo:' is unknown"),
+    ],
+)
+def test_a_bad_controller_is_named(controllers, named, refusal):
+    assert named in refusal("compare", "--controllers", controllers)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", pickle.dumps(print), b"\x93NUMPY"])
+def test_a_corrupt_or_pickled_policy_is_refused(content, workplace, refusal):
+    (workplace / "policy.npz").write_bytes(content)
+    for path in ("policy.npz", "."):
+        assert "policy.npz: is damaged or no archive" in refusal("compare", "--controllers", f"ppo:{path}")
+
+
+def test_a_folder_without_a_policy_is_refused(workplace, refusal):
+    (workplace / "run").mkdir()
+    assert "run: holds neither" in refusal("compare", "--controllers", "ppo:run")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "x", "nan", "inf", "1e9"])
+def test_a_bad_number_of_seeds_is_refused(value, refusal):
+    assert "seeds" in refusal("compare", "--seeds", value)
+
+
+def test_an_unknown_split_is_refused(refusal):
+    assert "--split: invalid choice: 'final'" in refusal("compare", "--split", "final")
+
+
+COUNTS = (
+    *("total-timesteps", "n-envs", "n-steps", "batch-size", "n-epochs", "seeds", "eval-freq", "save-freq"),
+    *("eval-episodes", "table-episodes"),
+)
+
+
+@pytest.mark.parametrize("flag", COUNTS)
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "x", "nan", "inf"])
+def test_a_bad_count_of_the_trainer_is_named(flag, value, refusal):
+    assert f"--{flag}" in refusal("ppo", f"--{flag}", value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--gamma", "1"), "--gamma is 1.0"),
+        (("--gamma", "nan"), "--gamma is nan"),
+        (("--learning-rate", "0"), "--learning-rate is 0.0"),
+        (("--learning-rate", "nan"), "--learning-rate is nan"),
+        (("--seed", "x"), "--seed: invalid integer value: 'x'"),
+        (("--seed", "-1"), "--seed is -1"),
+        (("--seed", "1e12"), "--seed is 1000000000000"),
+        (("--batch-size", "1"), "--batch-size is 1"),
+        (("--n-envs", "1", "--n-steps", "1"), "--n-steps is 1"),
+        (("--eval-episodes", "600", "--table-episodes", "600"), "1000 validation seeds"),
+    ],
+)
+def test_a_bad_setting_of_the_trainer_is_named(arguments, named, refusal):
+    assert named in refusal("ppo", *arguments)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(None, b"", b"[]", b"{}", b"\xff", b'{"options": null}'),
+        *(b'{"options": {"moons": 1}}', b'{"options": {"n_envs": "x"}}', b'{"options": {"gamma": 7}}'),
+    ],
+)
+def test_only_a_run_can_be_resumed(content, workplace, refusal):
+    (workplace / "run").mkdir()
+    if content is not None:
+        (workplace / "run" / "config.json").write_bytes(content)
+    line = refusal("ppo", "--resume", "run")
+    assert "--resume run: config.json cannot be read" in line and "name the folder of a run" in line
+
+
+def test_a_run_that_does_not_exist_cannot_be_resumed(refusal):
+    assert "--resume nowhere" in refusal("ppo", "--resume", "nowhere")

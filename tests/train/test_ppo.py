@@ -1,0 +1,132 @@
+"""`python train/ppo.py`: a run folder with curves, a policy that is what torch learned, and runs that go on."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.vec_env import VecMonitor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hbmgym.controllers.helm.policy import Policy
+from hbmgym.controllers.observation import OBSERVATION_SIZE
+from hbmgym.envs.vec import CoreVecEnv
+from hbmgym.train.callbacks import export_policy
+from hbmgym.train.learn import make_env, make_model
+from hbmgym.train.options import TrainOptions
+from hbmgym.train.ppo import main
+
+from ..eval.traffic import CHAT, HBM_GIB, MODEL, write_trace
+
+SCRIPT = Path(__file__).resolve().parents[2] / "train" / "ppo.py"
+
+
+@pytest.fixture
+def flags(tmp_path) -> list[str]:
+    return ["--model", MODEL, "--hbm-gib", str(HBM_GIB), "--trace", str(write_trace(tmp_path / "own.jsonl"))]
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+def return_curve(folder: Path) -> list[float]:
+    rows = [
+        row for path in sorted(folder.glob("progress*.csv")) for row in csv.DictReader(path.read_text().splitlines())
+    ]
+    return [float(row["rollout/ep_rew_mean"]) for row in rows if row.get("rollout/ep_rew_mean")]
+
+
+def tags(folder: Path) -> set[str]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return set(events.Tags()["scalars"])
+
+
+@pytest.mark.slow
+def test_a_smoke_run_writes_everything_that_is_promised(flags, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, str(SCRIPT), "--smoke", "--out", str(run), *flags]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    for line in (f"run folder: {run}", f"tensorboard --logdir {run}", "real remapping"):
+        assert line in ended.stdout
+    config = json.loads((run / "config.json").read_text())
+    assert config["command"][1:] == command[1:]
+    assert config["options"]["total_timesteps"] == 1440
+    assert return_curve(run)
+    for prefix in ("reward/", "slo/", "mem/", "control/", "rollout/", "train/", "eval/own/"):
+        assert any(tag.startswith(prefix) for tag in tags(run)), prefix
+    assert list((run / "checkpoints").glob("model_*.zip"))
+    assert (run / "policy.npz").read_bytes() == (run / "best" / "policy.npz").read_bytes()
+    assert {cell["controller"] for cell in json.loads((run / "cells.json").read_text())} >= {"ppo", "threshold"}
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["host"]["metrics_equal"] or summary["host"]["refused"]
+    assert "ppo against sglang-0.9" in "\n".join(summary["tables"]["own"])
+    assert {"slo/ttft_p99", "slo/violation", "eval/cost"} <= tags(next((run / "references").glob("own-sglang-0.9")))
+
+
+def test_one_seed_gives_one_policy(flags, tmp_path):
+    for name in ("one", "two"):
+        main(["--smoke", "--no-final", "--out", str(tmp_path / name), *flags])
+    for policy in ("policy.npz", "last_policy.npz"):
+        one, two = arrays(tmp_path / "one" / policy), arrays(tmp_path / "two" / policy)
+        assert one.keys() == two.keys()
+        assert all(np.array_equal(one[key], two[key]) for key in one)
+    assert return_curve(tmp_path / "one") == return_curve(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_where_it_was(flags, tmp_path):
+    run, total = tmp_path / "run", 8000
+    small = ["--n-envs", "2", "--n-steps", "360", "--eval-episodes", "1", "--eval-freq", "720", "--no-final"]
+    command = [sys.executable, str(SCRIPT), "--out", str(run), "--total-timesteps", str(total), *small, *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (run / "best" / "policy.npz").is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert printed.splitlines()[-1].endswith(f"go on with: python train/ppo.py --resume {run}")
+    assert "Traceback" not in printed
+    assert len(list((run / "checkpoints").iterdir())) == 1
+    assert not (run / "policy.npz").exists()
+    kept = Policy.load(run / "best" / "policy.npz").header.training["validation_cost"]
+
+    main(["--resume", str(run)])
+    steps = Policy.load(run / "last_policy.npz").header.training["steps"]
+    assert total <= steps < total + 720
+    assert len(list(run.glob("progress*.csv"))) == 2
+    assert Policy.load(run / "policy.npz").header.training["validation_cost"] <= kept
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_policy(flags, tmp_path):
+    run = tmp_path / "run"
+    main(["--smoke", "--no-final", "--out", str(run), *flags])
+    before = (run / "policy.npz").read_bytes()
+    main(["--resume", str(run)])
+    assert (run / "policy.npz").read_bytes() == before
+
+
+def test_an_exported_policy_answers_as_torch_does():
+    options = TrainOptions(model=MODEL, hbm_gib=HBM_GIB, n_envs=1, n_steps=64, batch_size=64, learning_rate=0.05)
+    env = VecMonitor(CoreVecEnv([make_env(options, [CHAT])]))
+    model = make_model(options, env).learn(256)
+    env.close()
+    policy = export_policy(model, {})
+    observations = np.random.default_rng(0).uniform(-1, 1, (200, OBSERVATION_SIZE)).astype(np.float32)
+    with torch.no_grad():
+        expected = model.policy.get_distribution(torch.from_numpy(observations)).distribution.mean[:, 0].numpy()
+    means = [policy.mean(observation) for observation in observations]
+    assert np.std(means) > 0.01
+    np.testing.assert_allclose(means, expected, atol=1e-5)
+    actions = [policy.action(observation) for observation in observations]
+    np.testing.assert_allclose(actions, model.predict(observations, deterministic=True)[0][:, 0], atol=1e-5)
