@@ -140,7 +140,7 @@ class _Search:
         while high / low > PRECISION:
             middle = (low * high) ** 0.5
             low, high = (middle, high) if self._sustains(middle) else (low, middle)
-        return round(low, 4)
+        return float(f"{low:.4g}")
 
     def hopeless(self) -> ValueError:
         """What is raised when even a trickle misses its SLOs."""

@@ -15,6 +15,7 @@ from hbmgym.envs.traces.seeds import Part, check_seed
 from hbmgym.envs.traces.trace import Trace
 
 DEFAULT_SCENARIO = "mix-shift"
+LEAST_LOAD, MOST_LOAD = 1e-3, 1e3
 WARMUP_S = 300.0
 MEASURED_S = 1500.0
 
@@ -79,6 +80,8 @@ def open_workloads(
 
     A scenario whose rates are not known for this configuration is calibrated first, once, which takes about a minute.
     """
+    if not LEAST_LOAD <= load <= MOST_LOAD:
+        raise ValueError(f"load is {load}, expected a number from {LEAST_LOAD:g} to {MOST_LOAD:g}")
     scenarios = scenarios if scenarios or traces else (DEFAULT_SCENARIO,)
     recorded = [TraceWorkload(load_trace(Path(path)), load, config.page_tokens) for path in traces]
     for name in scenarios:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hbmgym.envs.serving.cost_model import CHUNK_MOVE_S
 
 GIB = 2**30
+MAX_HBM_GIB = 4096.0
 CHUNK_BYTES = 2 * 2**20
 POLICY_CHOICES = {"eviction": ("lru",), "admission": ("fcfs",), "on_shortage": ("evict",)}
 
@@ -79,7 +80,9 @@ class ServingConfig:
     policies: Policies = Policies()
 
     def __post_init__(self) -> None:
-        for field in ("hbm_gib", "window_s", "deadline_slos", "chunk_move_s", "ttft_slo_floor_s", "tpot_slo_factor"):
+        if not 0 < self.hbm_gib <= MAX_HBM_GIB:
+            raise ValueError(f"hbm_gib is {self.hbm_gib}, expected a number above 0 and at most {MAX_HBM_GIB:g}")
+        for field in ("window_s", "deadline_slos", "chunk_move_s", "ttft_slo_floor_s", "tpot_slo_factor"):
             if not 0 < getattr(self, field) < float("inf"):
                 raise ValueError(f"{field} is {getattr(self, field)}, expected a finite number > 0")
         for field in (
