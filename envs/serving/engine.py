@@ -4,24 +4,17 @@ One turn of `run` is one iteration edge: arrivals, a run of moved chunks, growth
 with prefill, or as many decode iterations as pass before anything else can happen, in closed form.
 """
 
-from hbmgym.envs.serving.admission import (
-    book_miss,
-    finish,
-    generated_by,
-    grow_decoding,
-    head_deadline_s,
+from hbmgym.envs.serving.admission import try_admit_head
+from hbmgym.envs.serving.arrival import book_miss, head_deadline_s, pull_arrivals, reject_late_head
+from hbmgym.envs.serving.cost_model import decode_iterations_until, decode_span_s, iteration_s
+from hbmgym.envs.serving.decoding import finish, generated_by, grow_decoding, schedule_decode_event, start_decoding
+from hbmgym.envs.serving.order import cancel_event, next_event, remove
+from hbmgym.envs.serving.snapshots import (
     next_prefill_stop,
     publish_computed,
-    pull_arrivals,
-    reject_late_head,
     save_decode_snapshot,
     save_prefill_snapshot,
-    schedule_decode_event,
-    start_decoding,
-    try_admit_head,
 )
-from hbmgym.envs.serving.cost_model import decode_iterations_until, decode_span_s, iteration_s
-from hbmgym.envs.serving.order import cancel_event, next_event, remove
 from hbmgym.envs.serving.state import PREFILL, WORST_RATIO
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, SSM

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hbmgym.envs.serving.admission import book_miss
+from hbmgym.envs.serving.arrival import book_miss
 from hbmgym.envs.serving.state import HOLD, PREFILL, QUEUE, WORST_RATIO
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.pools import NONE, free_blocks

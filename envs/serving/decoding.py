@@ -1,0 +1,193 @@
+"""From the first token to the end: growth, preemption, finish, and how memory is given back (rules 6, 7)."""
+
+from hbmgym.envs.serving.admission import grow
+from hbmgym.envs.serving.arrival import book_miss, enqueue_first, reject, release_children
+from hbmgym.envs.serving.order import add_event, cancel_event, push_last, remove
+from hbmgym.envs.serving.snapshots import pop_private_page, publish_computed
+from hbmgym.envs.serving.state import DECODING, DOES_NOT_FIT, FINISHED, GROWTH, HOLD, PREFILL, WORST_RATIO
+from hbmgym.memory_backend.jit import subkernel
+from hbmgym.memory_backend.oplog import KV
+from hbmgym.memory_backend.pools import NONE, abandon, release, unpin
+from hbmgym.memory_backend.prefix_cache import publish_snapshot
+from hbmgym.memory_backend.resize import go_on_shrinking
+
+
+@subkernel
+def context_of(state, row):
+    """Tokens of a decoding request that are in the cache."""
+    request = state.requests[row]
+    return request.goal + state.engine.iterations - request.joined_at
+
+
+@subkernel
+def generated_by(state, row):
+    """Output tokens that a decoding request has produced."""
+    request = state.requests[row]
+    return request.generated + state.engine.iterations - request.joined_at
+
+
+@subkernel
+def _growth_list(state, row):
+    """The list of the residue of iteration counts at which this request needs its next page."""
+    request = state.requests[row]
+    return GROWTH + (request.joined_at - request.goal) % state.engine.page_tokens
+
+
+@subkernel
+def schedule_decode_event(state, row):
+    """The next thing that happens to a decoding request by itself: a snapshot, or its end."""
+    engine = state.engine
+    request = state.requests[row]
+    trace = state.rows[row]
+    end = request.joined_at + trace.output_tokens - request.generated
+    iteration = end
+    if request.reserved != NONE:
+        context = context_of(state, row)
+        decoded = context - trace.input_tokens
+        tokens = trace.input_tokens + (decoded // engine.decode_snapshot_tokens + 1) * engine.decode_snapshot_tokens
+        boundary = tokens // engine.page_tokens * engine.page_tokens
+        if boundary <= context:
+            boundary = (tokens + engine.decode_snapshot_tokens) // engine.page_tokens * engine.page_tokens
+        iteration = min(end, request.joined_at + boundary - request.goal)
+    add_event(state, row, iteration)
+
+
+@subkernel
+def start_decoding(state, row):
+    """Prefill is done and the first token is out: join the decoding requests."""
+    engine = state.engine
+    request = state.requests[row]
+    request.status = DECODING
+    request.joined_at = engine.iterations
+    engine.decoding += 1
+    engine.context_tokens += request.goal
+    push_last(state, _growth_list(state, row), row)
+    schedule_decode_event(state, row)
+
+
+@subkernel
+def _stop_running(state, row):
+    """Leave the decoding or prefilling requests; returns the tokens in the cache."""
+    engine = state.engine
+    request = state.requests[row]
+    if request.status == DECODING:
+        tokens = context_of(state, row)
+        request.generated = generated_by(state, row)
+        remove(state, _growth_list(state, row), row)
+        if request.heap_place != NONE:
+            cancel_event(state, row)
+        engine.decoding -= 1
+        engine.context_tokens -= tokens
+    else:
+        tokens = request.computed
+        remove(state, PREFILL, row)
+        engine.prefilling -= 1
+    return tokens
+
+
+@subkernel
+def _give_back(state, row, tokens):
+    """Publish what has ids and leave it cached, deepest first; what nobody can match goes before all else.
+
+    Private blocks are kept as well: a real engine does not know that they will never be asked for again.
+    """
+    memory = state.memory
+    request = state.requests[row]
+    first = state.rows[row].ref_off
+    publish_computed(state, row, tokens)
+    while request.first_page != NONE:
+        abandon(memory.kv, pop_private_page(state, request))
+    if 0 < request.reserved_depth <= request.published:
+        publish_snapshot(memory, request.reserved, state.refs[first + request.reserved_depth - 1])
+    elif request.reserved_depth > 0:
+        abandon(memory.ssm, request.reserved)
+    elif request.reserved != NONE:
+        release(memory.ssm, memory.log, request.reserved)
+    release(memory.ssm, memory.log, request.working)
+    while request.idle_slots != NONE:
+        slot = request.idle_slots
+        request.idle_slots = memory.ssm.entries[slot].next
+        release(memory.ssm, memory.log, slot)
+    for j in range(request.published - 1, -1, -1):
+        unpin(memory.kv, memory.ids[state.refs[first + j]].page)
+    request.published = 0
+    request.pages = 0
+    request.working = NONE
+    request.reserved = NONE
+    request.reserved_depth = 0
+    state.engine.head_tried = 0
+    go_on_shrinking(memory, state.engine.now_s, state.engine.worker_chunk_s)
+
+
+@subkernel
+def finish(state, row):
+    """A request has produced its last token."""
+    engine = state.engine
+    request = state.requests[row]
+    trace = state.rows[row]
+    _give_back(state, row, _stop_running(state, row))
+    request.status = FINISHED
+    request.ended_s = engine.now_s
+    engine.finished += 1
+    met_tpot = True
+    if trace.output_tokens > 1:
+        tpot_s = (engine.now_s - request.first_token_s) / (trace.output_tokens - 1)
+        engine.tpot_over_slo += min(tpot_s / engine.tpot_slo_s, WORST_RATIO)
+        engine.tpots += 1
+        met_tpot = tpot_s <= engine.tpot_slo_s
+    if met_tpot and request.missed == 0:
+        engine.met += 1
+    else:
+        book_miss(state, row)
+    release_children(state, row)
+
+
+@subkernel
+def grow_decoding(state, iteration, may_preempt):
+    """Give every decoding request the page that its token of `iteration` needs; False when one goes without."""
+    page_tokens = state.engine.page_tokens
+    where = GROWTH + iteration % page_tokens
+    row = state.ends[where, 0]
+    while row != NONE:
+        request = state.requests[row]
+        needs_page = request.pages * page_tokens == request.goal + iteration - request.joined_at
+        if needs_page and not grow(state, row, state.memory.kv.meta.capacity):
+            if not may_preempt:
+                return False
+            _make_room(state, row)
+            row = state.ends[where, 0]  # the list may have lost any of its members
+        else:
+            row = request.next
+    return True
+
+
+@subkernel
+def _make_room(state, needy):
+    """Preempt the youngest running request that may be; failing that, give the needy one up."""
+    oldest, youngest = needy, NONE
+    for where in range(PREFILL, len(state.ends)):
+        row = state.ends[where, 0]
+        while row != NONE and where != HOLD:
+            oldest = min(oldest, row)
+            if state.requests[row].preemptions < state.engine.max_preemptions:
+                youngest = max(youngest, row)
+            row = state.requests[row].next
+    if youngest > oldest:
+        _preempt(state, youngest)
+    else:
+        _give_back(state, needy, _stop_running(state, needy))
+        reject(state, needy, DOES_NOT_FIT, state.engine.now_s)
+
+
+@subkernel
+def _preempt(state, row):
+    """Throw a running request back to the head of the queue; what it published stays cached."""
+    request = state.requests[row]
+    _give_back(state, row, _stop_running(state, row))
+    request.goal = state.rows[row].input_tokens + request.generated
+    request.computed = 0
+    request.preemptions += 1
+    state.engine.preemptions += 1
+    state.engine.preempted_now = 1
+    state.engine.blocked_on = KV
+    enqueue_first(state, row)

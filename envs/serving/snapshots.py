@@ -1,0 +1,75 @@
+"""What of a running request becomes matchable: pages, and snapshots at page boundaries (rules 3, 6)."""
+
+from hbmgym.memory_backend.jit import subkernel
+from hbmgym.memory_backend.pools import NONE, copy, stamp, touch
+from hbmgym.memory_backend.prefix_cache import publish_page, save_snapshot
+
+
+@subkernel
+def pop_private_page(state, request):
+    entry = request.first_page
+    request.first_page = state.memory.kv.entries[entry].next
+    if request.first_page == NONE:
+        request.last_page = NONE
+    return entry
+
+
+@subkernel
+def publish_computed(state, row, tokens):
+    """Make the full pages of the first `tokens` tokens that have ids matchable."""
+    request = state.requests[row]
+    trace = state.rows[row]
+    full = min(tokens // state.engine.page_tokens, trace.known_ids)
+    while request.published < full:
+        entry = pop_private_page(state, request)
+        publish_page(state.memory, entry, state.refs[trace.ref_off + request.published])
+        request.published += 1
+
+
+@subkernel
+def next_prefill_stop(state, row):
+    """Tokens at which the request's next prefill chunk must end: branch point, last page boundary, or the goal."""
+    request = state.requests[row]
+    page_tokens = state.engine.page_tokens
+    branch = request.branch_depth * page_tokens
+    if branch > request.computed:
+        return branch
+    # A boundary without an id could never be matched, so nothing is saved there.
+    boundary = min(request.goal // page_tokens, state.rows[row].known_ids) * page_tokens
+    return boundary if boundary > request.computed else request.goal
+
+
+@subkernel
+def save_prefill_snapshot(state, row):
+    """At a page boundary of the prompt: save the state in a free or evictable slot, else in the reserved one."""
+    engine = state.engine
+    request = state.requests[row]
+    depth = request.computed // engine.page_tokens
+    page_id = state.refs[state.rows[row].ref_off + depth - 1]
+    present = state.memory.ids[page_id].snapshot
+    if present != NONE:
+        touch(state.memory.ssm, present)
+        return
+    if not save_snapshot(state.memory, request.working, page_id):
+        if request.reserved == NONE:
+            engine.skipped_snapshots += 1
+            return
+        _save_in_reserved(state, request, depth)
+    engine.saved_snapshots += 1
+    engine.debt_s += state.cost.slot_copy_s
+
+
+@subkernel
+def _save_in_reserved(state, request, depth):
+    memory = state.memory
+    copy(memory.ssm, memory.log, request.working, request.reserved)
+    stamp(memory.ssm, memory.log, request.working)  # the state goes on
+    request.reserved_depth = depth
+
+
+@subkernel
+def save_decode_snapshot(state, row, tokens):
+    """While decoding: refresh the snapshot in the reserved slot."""
+    _save_in_reserved(state, state.requests[row], tokens // state.engine.page_tokens)
+    state.engine.saved_snapshots += 1
+    state.engine.debt_s += state.cost.slot_copy_s
