@@ -75,6 +75,12 @@ class WorkloadResult:
         return min(statics, key=lambda name: self.mean(name, "cost"), default=None)
 
     @property
+    def best_static_per_seed(self) -> float | None:
+        """Mean over the seeds of each one's own least static cost: what nobody could have set beforehand."""
+        statics = [self.column(name, "cost") for name in self.controllers if name.startswith("static-")]
+        return float(np.min(statics, axis=0).mean()) if statics else None
+
+    @property
     def moving(self) -> list[str]:
         """Controllers that may move the split, the oracle not among them."""
         return [name for name in self.controllers if not name.startswith(("static-", "sglang-")) and name != ORACLE]

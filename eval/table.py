@@ -33,6 +33,10 @@ def summary_lines(result: WorkloadResult) -> list[str]:
         lines[0] += f"; room (per-phase best under best static): cost {room:.1%}, p99 TTFT {room_p99:.1%}"
     elif best is not None:
         lines[0] += "; room: unknown, no per-phase best was searched"
+    if best is not None:
+        lines.append(
+            f"best static: {result.mean(best, 'cost'):.3f}; chosen anew per seed: {result.best_static_per_seed:.3f}"
+        )
     for name in result.moving:
         shares = result.mean(name, "kv_share_min"), result.mean(name, "kv_share_max")
         gib = result.mean(name, "bytes_migrated") / GIB
