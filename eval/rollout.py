@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 
 from hbmgym.controllers.base import Controller
-from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core, setup_hash
 from hbmgym.envs.serving.metrics import episode_metrics
 from hbmgym.envs.traces.episode import Episode
-from hbmgym.envs.traces.seeds import Part
-from hbmgym.envs.workload import Workload
 
 MAX_DRAIN_S = 3600.0
 """After the horizon the engine drains for at most this long; what is unfinished then is a miss."""
@@ -112,19 +109,6 @@ def _timing(name: str, episode: Episode, decisions_s: list[float], wall_s: float
     }
 
 
-def evaluate(
-    controller: Controller,
-    workload: Workload,
-    config: ServingConfig,
-    part: Part,
-    seeds: Iterable[int],
-    *,
-    backend: str = "accounting",
-    check: bool = False,
-) -> list[Rollout]:
-    """One rollout per seed."""
-    core = Core(config, backend=backend, check=check)
-    try:
-        return [run_episode(controller, core, workload.episode(part, seed)) for seed in seeds]
-    finally:
-        core.close()
+def evaluate(controller: Controller, core: Core, episodes: Iterable[Episode]) -> list[Rollout]:
+    """One rollout per episode, all on the same core."""
+    return [run_episode(controller, core, episode) for episode in episodes]

@@ -14,7 +14,7 @@ from hbmgym.controllers.helm.ppo import PpoController
 from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.episode import Episode
-from hbmgym.eval.rollout import Rollout, run_episode
+from hbmgym.eval.rollout import Rollout, evaluate
 
 _MEANS = {
     "reward/slo": "reward/slo",
@@ -93,7 +93,7 @@ class Validation(BaseCallback):
         """Evaluate now; the curves carry the current step."""
         assert isinstance(self.model, PPO)
         policy = export_policy(self.model, {"steps": self.num_timesteps})
-        rollouts = [run_episode(PpoController(policy), self._core, episode) for episode in self._episodes]
+        rollouts = evaluate(PpoController(policy), self._core, self._episodes)
         cost = self._record(rollouts)
         if cost < self.best_cost:
             self.best_cost = cost

@@ -20,7 +20,7 @@ from hbmgym.envs.traces.seeds import SEED_RANGES
 from hbmgym.envs.vec import CoreVecEnv
 from hbmgym.envs.workload import Workload
 from hbmgym.eval.comparison import static_shares
-from hbmgym.eval.rollout import run_episode
+from hbmgym.eval.rollout import evaluate
 from hbmgym.files import write_atomically
 from hbmgym.train.callbacks import Checkpoints, Validation, WindowCurves, export_policy
 from hbmgym.train.options import TrainOptions
@@ -119,7 +119,7 @@ def _validation(
 def _best_static_cost(core: Core, episodes: Sequence[Episode]) -> float:
     costs = []
     for share in static_shares(core.layout, COARSE_STEP):
-        rollouts = [run_episode(StaticController(share), core, episode) for episode in episodes]
+        rollouts = evaluate(StaticController(share), core, episodes)
         costs.append(float(np.mean([rollout.cell["cost"] for rollout in rollouts])))
     return min(costs)
 

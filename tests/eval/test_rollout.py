@@ -26,7 +26,10 @@ SEEDS = (10_000, 10_001)
 
 
 def cells(name: str, workload=MIX, config=CONFIG, **arguments):
-    rollouts = evaluate(make_controller(name), workload, config, "validation", SEEDS, **arguments)
+    core = Core(config, **arguments)
+    episodes = [workload.episode("validation", seed) for seed in SEEDS]
+    rollouts = evaluate(make_controller(name), core, episodes)
+    core.close()
     return [rollout.cell for rollout in rollouts]
 
 
@@ -134,7 +137,7 @@ def test_an_episode_runs_until_everything_has_ended_and_tells_every_window():
 
 
 def test_wall_clock_figures_are_beside_the_cell():
-    rollout = evaluate(DemandController(), CHAT, CONFIG, "validation", [10_000])[0]
+    rollout = evaluate(DemandController(), Core(CONFIG), [CHAT.episode("validation", 10_000)])[0]
     assert rollout.timing["wall_s"] > 0.0
     assert 0.0 < rollout.timing["decision_us_p50"] <= rollout.timing["decision_us_p99"]
     assert not set(rollout.cell) & {"wall_s", "decision_us_p50", "decision_us_p99"}
