@@ -56,10 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _settle(given: TrainOptions) -> TrainOptions:
     """The options that hold: a resumed run keeps its own, a smoke run is small, bars need a terminal."""
+    if given.resume and (others := _changed(given) - {"resume", "progress"}):
+        flags = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
+        raise ValueError(f"--resume goes on with the run's own options: leave {flags} out, or start a new run")
     options = read_options(Path(given.resume)) if given.resume else given
     if options.smoke:
         options = dataclasses.replace(options, **SMOKE)  # type: ignore[arg-type]
     return dataclasses.replace(options, progress=given.progress and sys.stderr.isatty())
+
+
+def _changed(given: TrainOptions) -> set[str]:
+    """Fields that differ from their defaults."""
+    return {field.name for field in dataclasses.fields(given) if getattr(given, field.name) != field.default}
 
 
 def _prepare(options: TrainOptions, config: ServingConfig) -> list[Workload]:
@@ -121,6 +129,8 @@ def _finish(
 ) -> None:
     comparison = compare_policy(options, folder, config, workloads)
     print_comparison(comparison)
+    if options.smoke:
+        print("smoke run: two updates train nothing, the figures only show that everything works")
     idle = [] if options.smoke else idle_lines(comparison)
     report = replay_on_host(options, folder, config)
     for line in (*idle, *report.lines):

@@ -42,8 +42,7 @@ def make_layout(config: ServingConfig) -> Layout:
     if weights + config.budget_bytes > gpu.memory_bytes:
         raise ValueError(
             f"{model.slug} has {weights / 1e9:.1f} GB of weights per GPU, which with hbm_gib {config.hbm_gib:g} "
-            f"exceeds the {gpu.memory_bytes / 1e9:.0f} GB of {gpu.slug}: lower hbm_gib, raise tensor_parallel or "
-            "choose another GPU"
+            f"exceeds the {gpu.memory_bytes / 1e9:.0f} GB of {gpu.slug}: lower hbm_gib or choose another GPU"
         )
     pages_per_prefill = -(-config.prefill_budget // config.page_tokens)
     return Layout(
