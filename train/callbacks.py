@@ -1,5 +1,6 @@
 """What is recorded while PPO learns: curves for TensorBoard, the best policy on validation, checkpoints."""
 
+import io
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.eval.rollout import Rollout, evaluate
+from hbmgym.files import write_atomically
 
 _MEANS = {
     "reward/slo": "reward/slo",
@@ -95,10 +97,22 @@ class Validation(BaseCallback):
         policy = export_policy(self.model, {"steps": self.num_timesteps})
         rollouts = evaluate(PpoController(policy), self._core, self._episodes)
         cost = self._record(rollouts)
+        self._keep_evaluation([rollout.cell["cost"] for rollout in rollouts])
         if cost < self.best_cost:
             self.best_cost = cost
             policy = export_policy(self.model, {"steps": self.num_timesteps, "validation_cost": cost})
             policy.save(self._folder / "best" / "policy.npz")
+
+    def _keep_evaluation(self, costs: list[float]) -> None:
+        """Append to evaluations.npz: steps, int64 (evaluations,), and cost, float64 (evaluations, episodes)."""
+        path = self._folder / "evaluations.npz"
+        steps, rows = np.array([self.num_timesteps]), np.array([costs])
+        if path.is_file():
+            with np.load(path) as earlier:
+                steps, rows = np.append(earlier["steps"], steps), np.concatenate([earlier["cost"], rows])
+        content = io.BytesIO()
+        np.savez(content, steps=steps, cost=rows)
+        write_atomically(path, content.getvalue())
 
     def _record(self, rollouts: list[Rollout]) -> float:
         """Write the curves; returns the mean cost."""

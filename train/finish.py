@@ -58,8 +58,13 @@ def compare_policy(
 
 
 def _draw_references(folder: Path, comparison: Comparison, steps: int) -> None:
-    """Controllers that do not learn, as flat curves under the tags of the one that does."""
+    """The gaps of the table, and controllers that do not learn as flat curves under the tags of the one that does."""
     for result in comparison.results:
+        with SummaryWriter(str(folder)) as writer:
+            for tag, name in (("gap_to_best_static", result.best_static), ("gap_to_oracle", ORACLE)):
+                if name in result.controllers:
+                    gap = result.mean("ppo", "cost") / result.mean(name, "cost") - 1.0
+                    writer.add_scalar(f"eval/{result.name}/{tag}", gap, steps)
         references = (result.best_static, "sglang-0.9", "threshold", "demand", ORACLE)
         for name in (name for name in result.controllers if name in references):
             with SummaryWriter(str(folder / "references" / f"{result.name}-{name}")) as writer:

@@ -1,4 +1,4 @@
-"""Run folders: config.json, checkpoints/, best/, policy.npz, progress.csv, events, cells, summary.json."""
+"""Run folders: config.json, checkpoints/, best/, policy.npz, progress.csv, evaluations.npz, events, cells, summary."""
 
 import dataclasses
 import importlib.metadata
