@@ -9,6 +9,7 @@
 | CHECK | pool        | block          |             |               | stamp |
 
 Blocks are physical block numbers of a pool, positions are chunk-sized places of a pool's virtual range.
+A log says at its `level` what it keeps: nothing, what changes bytes (ZERO, COPY, MOVE), or stamps and checks as well.
 """
 
 from typing import NamedTuple
@@ -26,7 +27,9 @@ OP = np.dtype(
     [("kind", "i4"), ("pool", "i4"), ("source", "i8"), ("target_pool", "i4"), ("target", "i8"), ("tag", "i8")],
     align=True,
 )
-HEAD = np.dtype([("count", "i8"), ("enabled", "i8"), ("next_tag", "i8")], align=True)
+NOTHING, BYTES, EVERYTHING = range(3)
+
+HEAD = np.dtype([("count", "i8"), ("level", "i8"), ("next_tag", "i8")], align=True)
 
 
 class OpLog(NamedTuple):
@@ -36,17 +39,17 @@ class OpLog(NamedTuple):
     ops: np.recarray
 
 
-def make_op_log(capacity: int, enabled: bool) -> OpLog:
-    """An empty log; a log that is not `enabled` drops every entry but still hands out stamps."""
+def make_op_log(capacity: int, level: int) -> OpLog:
+    """An empty log; whatever its level drops, it hands out stamps."""
     head = np.zeros(1, HEAD).view(np.recarray)[0]
-    head.enabled, head.next_tag = int(enabled), 1
-    return OpLog(head, np.zeros(capacity if enabled else 1, OP).view(np.recarray))
+    head.level, head.next_tag = level, 1
+    return OpLog(head, np.zeros(1 if level == NOTHING else capacity, OP).view(np.recarray))
 
 
 @kernel
 def record_op(log, kind, pool, source, target_pool, target, tag):
-    """Append one entry."""
-    if log.head.enabled == 0:
+    """Append one entry, if the log keeps entries of its kind."""
+    if log.head.level < EVERYTHING and (log.head.level == NOTHING or kind in (STAMP, CHECK)):
         return
     op = log.ops[log.head.count]
     op.kind = kind

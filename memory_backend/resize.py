@@ -2,7 +2,8 @@
 
 To shrink a pool to C blocks: (1) stop handing out above C, (2) evict until live + cached <= C, (3) relocate what lies
 above into the lowest free blocks, (4) if live alone exceeds C, go on when a request finishes.
-Chunks leave the top of the shrinking pool for the top of the other in runs, each after its modelled time.
+Chunks leave the top of the shrinking pool for the top of the other in runs, each after its modelled time; a run keeps
+its order, so that what was adjacent stays adjacent and moves as one.
 
 Nothing is preempted for a resize: (1) binds whoever is admitted, while requests that run may grow into all that is
 mapped. KV chunks that are free stay with them until live <= C; slots do not grow, so the SSM pool gives what it can.
@@ -50,7 +51,7 @@ def _next_run(memory):
     """(from the KV pool?, chunks) of the next run; 0 chunks when nothing can move now."""
     from_kv = memory.kv.meta.chunks > memory.kv.meta.target_chunks
     movable = _movable_chunks(memory.kv) if from_kv else _movable_chunks(memory.ssm)
-    return from_kv, min(movable, RUN_CHUNKS)
+    return from_kv, min(movable, memory.split.run_limit)
 
 
 @subkernel
@@ -98,7 +99,7 @@ def _set_chunks(pool, chunks):
 @subkernel
 def _move_top_chunks(memory, donor, recipient, count):
     for i in range(count):
-        source = donor.meta.chunks - 1 - i
+        source = donor.meta.chunks - count + i
         target = recipient.meta.chunks + i
         chunk = memory.chunk_at[donor.meta.pool, source]
         memory.chunk_at[donor.meta.pool, source] = NONE

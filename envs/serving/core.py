@@ -27,9 +27,10 @@ from hbmgym.envs.serving.telemetry import close_window, make_window
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.memory_backend.geometry import find_model
 from hbmgym.memory_backend.jit import kernel
+from hbmgym.memory_backend.oplog import EVERYTHING, NOTHING
 from hbmgym.memory_backend.pools import NONE
 from hbmgym.memory_backend.prefix_cache import Memory, check_memory, make_memory
-from hbmgym.memory_backend.resize import request_split
+from hbmgym.memory_backend.resize import RUN_CHUNKS, request_split
 from hbmgym.memory_backend.split import Layout
 from hbmgym.memory_backend.vmm import Vmm, open_vmm
 
@@ -151,9 +152,11 @@ class Core:
         # What one iteration edge may write at most: every block freed, taken, copied and checked, every chunk moved.
         blocks = layout.budget_bytes // layout.page_bytes + layout.budget_bytes // layout.slot_bytes
         self._log_margin = 8 * blocks + layout.chunks + 64
-        log_enabled = self._check or (self.vmm is not None and self.vmm.name != "accounting")
+        keeps_log = self._check or (self.vmm is not None and self.vmm.name != "accounting")
         log_capacity = max(self._log_capacity or 2 * self._log_margin, self._log_margin)
-        memory = make_memory(layout, slots, episode.id_count, log_capacity, log_enabled)
+        memory = make_memory(
+            layout, slots, episode.id_count, log_capacity, EVERYTHING if keeps_log else NOTHING, RUN_CHUNKS
+        )
         requests = make_requests(len(episode.rows))
         engine = np.zeros(1, ENGINE).view(np.recarray)[0]
         engine.slots_per_request = config.slots_per_request

@@ -17,7 +17,7 @@ from hbmgym.envs.serving.snapshots import (
 )
 from hbmgym.envs.serving.state import PREFILL, WORST_RATIO
 from hbmgym.memory_backend.jit import kernel, subkernel
-from hbmgym.memory_backend.oplog import KV, SSM
+from hbmgym.memory_backend.oplog import KV, NOTHING, SSM
 from hbmgym.memory_backend.pools import NONE
 from hbmgym.memory_backend.resize import run_arrives
 
@@ -31,7 +31,7 @@ def run(state, until_s, log_margin):
     engine = state.engine
     log = state.memory.log
     while True:
-        if log.head.enabled != 0 and log.head.count + log_margin > len(log.ops):
+        if log.head.level != NOTHING and log.head.count + log_margin > len(log.ops):
             return LOG_FULL
         pull_arrivals(state)
         while state.memory.split.tick_s <= engine.now_s:

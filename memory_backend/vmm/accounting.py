@@ -1,15 +1,18 @@
 """The driver without bytes: it keeps the owners of chunks and the stamp each block would hold."""
 
+from typing import Any
+
 import numpy as np
 
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.oplog import CHECK, COPY, KV, POOL_NAMES, SSM, STAMP
 from hbmgym.memory_backend.split import Layout
 from hbmgym.memory_backend.vmm.driver import LogDriver
-from hbmgym.memory_backend.vmm.ownership import Move, Ownership
+from hbmgym.memory_backend.vmm.ownership import Ownership, Run
 from hbmgym.memory_backend.vmm.protocol import VmmError
 
 NO_STAMP = 0
+NO_BYTES = "accounting memory has no bytes to look at: open it with backend host or cuda"
 
 
 class AccountingVmm(LogDriver):
@@ -23,7 +26,7 @@ class AccountingVmm(LogDriver):
             np.full(layout.budget_bytes // block_bytes, NO_STAMP, dtype=np.int64) for block_bytes in self._block_bytes
         )
 
-    def _move(self, moves: list[Move], after: Ownership) -> None:
+    def _move(self, runs: list[Run], after: Ownership) -> None:
         for pool, stamps in enumerate(self._stamps):
             stamps[after.least[pool] * self._chunk_bytes // self._block_bytes[pool] :] = NO_STAMP
 
@@ -35,6 +38,12 @@ class AccountingVmm(LogDriver):
             found = int(self._stamps[op.pool][op.source])
             held = "none" if found == NO_STAMP else str(found)
             raise VmmError(f"{POOL_NAMES[op.pool]} block {op.source}: expected stamp {op.tag}, found {held}")
+
+    def _base(self, pool: int) -> int:
+        raise VmmError(NO_BYTES)
+
+    def _view(self, pool: int, start: int, length: int) -> Any:
+        raise VmmError(NO_BYTES)
 
 
 @kernel

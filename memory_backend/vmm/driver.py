@@ -1,17 +1,17 @@
-"""What all drivers share: entries are checked before they touch memory, and the log is cut into runs of one sort."""
+"""What all drivers share: entries are checked before they touch memory, and the log is cut into moves and the rest."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from hbmgym.memory_backend.oplog import CHECK, COPY, MOVE, OP_NAMES, POOL_NAMES, STAMP
 from hbmgym.memory_backend.split import Layout
-from hbmgym.memory_backend.vmm.ownership import MOVE_FIELDS, Move, Ownership
+from hbmgym.memory_backend.vmm.ownership import Ownership, Run, make_runs
 from hbmgym.memory_backend.vmm.protocol import VmmError
 
 
@@ -32,12 +32,20 @@ class LogDriver(ABC):
         self._refusal = ""
 
     @abstractmethod
-    def _move(self, moves: list[Move], after: Ownership) -> None:
-        """Make legal moves that lead to `after`, all of them, or none and raise VmmError."""
+    def _move(self, runs: list[Run], after: Ownership) -> None:
+        """Make legal runs that lead to `after`, all of them, or none and raise VmmError."""
 
     @abstractmethod
     def _run_blocks(self, ops: np.ndarray) -> None:
         """Execute legal entries other than MOVE; raise VmmError at a CHECK that does not read back."""
+
+    @abstractmethod
+    def _base(self, pool: int) -> int:
+        """Address of position 0 of `pool`, or VmmError."""
+
+    @abstractmethod
+    def _view(self, pool: int, start: int, length: int) -> Any:
+        """Mapped bytes of `pool`, or VmmError."""
 
     def execute(self, ops: np.ndarray) -> None:
         """Execute `ops` in order (see `Vmm.execute`)."""
@@ -47,17 +55,34 @@ class LogDriver(ABC):
         _require(ops, (kinds >= 0) & (kinds < len(OP_NAMES)), lambda op: f"unknown kind {op.kind}")
         for pools in (ops["pool"], ops["target_pool"]):
             _require(ops, (pools >= 0) & (pools < len(POOL_NAMES)), lambda op: f"unknown pool in {op}")
-        for run in _runs(ops):
-            if run[0].kind == MOVE:
-                self._move_run(run)
+        for part in _parts(ops):
+            if part[0].kind == MOVE:
+                self._make_moves(part)
             else:
-                self._require_legal_blocks(run)
-                self._run_blocks(run)
+                self._require_legal_blocks(part)
+                self._run_blocks(part)
 
     def chunk_at(self, pool: int) -> np.ndarray:
         """Physical chunk at each position of `pool`: int64[chunks of the pool]."""
         self._require_usable()
         return self._ownership.chunk_at(pool)
+
+    def end_batch(self, stream: int | None = None) -> None:
+        """Note work that may name blocks (see `Vmm.end_batch`)."""
+        self._require_usable()
+
+    def base(self, pool: int) -> int:
+        """Address of position 0 of `pool`."""
+        self._require_usable()
+        return self._base(pool)
+
+    def view(self, pool: int, start: int, length: int) -> Any:
+        """Bytes [start, start + length) of `pool` (see `Vmm.view`)."""
+        self._require_usable()
+        mapped = self._ownership.count(pool) * self._chunk_bytes
+        if not 0 <= start <= start + length <= mapped:
+            raise VmmError(f"bytes {start} to {start + length} of {POOL_NAMES[pool]} are not mapped: it has {mapped}")
+        return self._view(pool, start, length)
 
     def check(self) -> None:
         """Raise VmmError unless every chunk is owned exactly once."""
@@ -83,14 +108,14 @@ class LogDriver(ABC):
     def _capacity(self, pool: int) -> int:
         return self._ownership.count(pool) * self._chunk_bytes // self._block_bytes[pool]
 
-    def _move_run(self, ops: np.ndarray) -> None:
-        moves = [Move(*row) for row in ops[MOVE_FIELDS].tolist()]
-        after = self._ownership.after(moves)
+    def _make_moves(self, ops: np.ndarray) -> None:
+        runs = make_runs(ops)
+        after = self._ownership.after(runs)
         started = perf_counter()
-        self._move(moves, after)
+        self._move(runs, after)
         self.measured_move_s += perf_counter() - started
         self._ownership = after
-        self.chunks_moved += len(moves)
+        self.chunks_moved += len(ops)
 
     def _require_legal_blocks(self, ops: np.ndarray) -> None:
         source, target, kind = ops["source"], ops["target"], ops["kind"]
@@ -108,7 +133,7 @@ def _block(op: np.record, block: int) -> str:
     return f"{POOL_NAMES[op.pool]} block {block}"
 
 
-def _runs(ops: np.ndarray) -> Iterator[np.ndarray]:
+def _parts(ops: np.ndarray) -> Iterator[np.ndarray]:
     """Consecutive entries that are all MOVEs or all something else."""
     turns = np.flatnonzero(np.diff(ops["kind"] == MOVE)) + 1
     edges = [0, *turns.tolist(), len(ops)]

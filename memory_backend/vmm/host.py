@@ -11,7 +11,7 @@ from hbmgym.memory_backend.oplog import COPY, KV, POOL_NAMES, SSM
 from hbmgym.memory_backend.split import Layout
 from hbmgym.memory_backend.vmm import linux
 from hbmgym.memory_backend.vmm.driver import LogDriver
-from hbmgym.memory_backend.vmm.ownership import Move, Ownership
+from hbmgym.memory_backend.vmm.ownership import Ownership, Run
 from hbmgym.memory_backend.vmm.protocol import VmmError, VmmRefused
 from hbmgym.memory_backend.vmm.stamps import (
     LEAST_BLOCK_BYTES,
@@ -50,11 +50,6 @@ class HostVmm(LogDriver):
                 raise VmmRefused(f"host memory: {error.strerror} while mapping {layout.budget_bytes} bytes") from error
             # Also runs when the driver is dropped without close().
             self._release = weakref.finalize(self, resources.pop_all().close)
-
-    def pool_bytes(self, pool: int) -> np.ndarray:
-        """The mapped bytes of `pool` (uint8), valid until chunks move or the driver closes: past that it may crash."""
-        self._require_usable()
-        return self._stamped[pool].data[: self._ownership.count(pool) * self._chunk_bytes]
 
     def check(self) -> None:
         """Raise VmmError unless every chunk is owned once and the kernel maps exactly the owned chunks, in place."""
@@ -146,39 +141,44 @@ class HostVmm(LogDriver):
         raw = "zeros" if not any(held) else str(found)
         return VmmError(f"{POOL_NAMES[op.pool]} block {op.source}, byte {offset}: expected stamp {op.tag}, found {raw}")
 
-    def _move(self, moves: list[Move], after: Ownership) -> None:
-        # One mremap per chunk: moves take the top chunk first, so positions run down at the source and up at the
-        # target. A run arrives in reverse order, and one mremap over several chunks would keep their order.
+    def _move(self, runs: list[Run], after: Ownership) -> None:
+        # Chunks that follow each other in the memfd and in a pool are one mapping to the kernel, and move as one.
+        stretches = [stretch for run in runs for stretch in run.stretches()]
         self._refusal = "a run of moves was interrupted"
-        made: list[Move] = []
+        made: list[Run] = []
         try:
-            for move in moves:
-                self.remap(*self._places(move))
-                made.append(move)
+            for stretch in stretches:
+                self.remap(*self._places(stretch))
+                made.append(stretch)
             self._reserve_vacated(after, after.most)
         except OSError as error:
             self._undo(made, after.most, error)
             self._refusal = ""
-            raise VmmError(
-                f"{len(made)} of {len(moves)} moves made, then {error.strerror}; all of them were undone"
-            ) from error
+            count, wanted = (sum(len(run.chunks) for run in some) for some in (made, stretches))
+            raise VmmError(f"{count} of {wanted} moves made, then {error.strerror}; all of them were undone") from error
         self._refusal = ""
 
-    def _undo(self, made: list[Move], most: list[int], cause: OSError) -> None:
-        """Take back `made` moves, newest first; if that fails too, no chunk's contents can be trusted again."""
+    def _undo(self, made: list[Run], most: list[int], cause: OSError) -> None:
+        """Take back `made` runs, newest first; if that fails too, no chunk's contents can be trusted again."""
         try:
-            for move in reversed(made):
-                source, length, target = self._places(move)
-                self.remap(target, length, source)
+            for run in reversed(made):
+                self.remap(*self._places(run.reverse))
             self._reserve_vacated(self._ownership, most)
         except OSError as error:
             self._refusal = f"a move failed ({cause.strerror}) and so did its roll-back ({error.strerror})"
             raise VmmError(f"host memory: {self._refusal}; chunks are in an unknown state") from error
 
-    def _places(self, move: Move) -> tuple[int, int, int]:
+    def _places(self, run: Run) -> tuple[int, int, int]:
         """(source address, bytes, target address)."""
-        source = self._bases[move.pool] + move.source * self._chunk_bytes
-        return source, self._chunk_bytes, self._bases[move.target_pool] + move.target * self._chunk_bytes
+        source = self._bases[run.pool] + run.source * self._chunk_bytes
+        target = self._bases[run.target_pool] + run.target * self._chunk_bytes
+        return source, len(run.chunks) * self._chunk_bytes, target
+
+    def _base(self, pool: int) -> int:
+        return self._bases[pool]
+
+    def _view(self, pool: int, start: int, length: int) -> np.ndarray:
+        return self._stamped[pool].data[start : start + length]
 
     def _reserve_vacated(self, ownership: Ownership, most: list[int]) -> None:
         """Of all positions that were mapped during a run of moves, reserve those above the pools' tops again."""

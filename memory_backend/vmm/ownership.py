@@ -1,6 +1,7 @@
 """Which physical chunk lies at which position: every chunk belongs to one pool, positions run from 0 without a hole."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -9,25 +10,51 @@ from hbmgym.memory_backend.oplog import KV, POOL_NAMES, SSM
 from hbmgym.memory_backend.vmm.protocol import VmmError
 
 
-class Move(NamedTuple):
-    """One MOVE entry of the op log; the fields are in the order of `MOVE_FIELDS`."""
+class Run(NamedTuple):
+    """MOVE entries whose positions follow each other: chunks that leave the top of a pool and keep their order."""
 
     pool: int
     source: int
+    """Position of the first chunk."""
     target_pool: int
     target: int
-    chunk: int
+    """The first chunk's new position."""
+    chunks: tuple[int, ...]
 
     def __str__(self) -> str:
+        what = f"chunk {self.chunks[0]}" if len(self.chunks) == 1 else f"chunks {self.chunks[0]} to {self.chunks[-1]}"
         source, target = POOL_NAMES[self.pool], POOL_NAMES[self.target_pool]
-        return f"MOVE of chunk {self.chunk} from {source} position {self.source} to {target} position {self.target}"
+        return f"MOVE of {what} from {source} position {self.source} to {target} position {self.target}"
+
+    @property
+    def reverse(self) -> "Run":
+        """The run that undoes this one."""
+        return Run(self.target_pool, self.target, self.pool, self.source, self.chunks)
+
+    def stretches(self) -> Iterator["Run"]:
+        """The run cut wherever the number of the next chunk is not the next number."""
+        start = 0
+        for stop in range(1, len(self.chunks) + 1):
+            if stop == len(self.chunks) or self.chunks[stop] != self.chunks[stop - 1] + 1:
+                yield self._replace(
+                    source=self.source + start, target=self.target + start, chunks=self.chunks[start:stop]
+                )
+                start = stop
 
 
-MOVE_FIELDS = ["pool", "source", "target_pool", "target", "tag"]
+def make_runs(ops: np.ndarray) -> list[Run]:
+    """The fewest runs that make up MOVE entries (dtype `oplog.OP`, shape [n], n >= 1), in their order."""
+    pool, source, target_pool, target = (ops[name] for name in ("pool", "source", "target_pool", "target"))
+    follows = (np.diff(pool) == 0) & (np.diff(target_pool) == 0) & (np.diff(source) == 1) & (np.diff(target) == 1)
+    edges = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(ops)]
+    return [
+        Run(int(pool[i]), int(source[i]), int(target_pool[i]), int(target[i]), tuple(ops["tag"][i:stop].tolist()))
+        for i, stop in pairwise(edges)
+    ]
 
 
 class Ownership:
-    """Each pool is a stack of physical chunks: a move takes the top of one and puts it on top of the other."""
+    """Each pool is a stack of physical chunks: a run takes the top of one and puts it on top of the other."""
 
     def __init__(self, kv: Sequence[int], ssm: Sequence[int]):
         self._stacks = (list(kv), list(ssm))
@@ -51,27 +78,30 @@ class Ownership:
         """int64[count(pool)]: the physical chunk at each position."""
         return np.array(self._stacks[pool], dtype=np.int64)
 
-    def after(self, moves: Iterable[Move]) -> "Ownership":
-        """The ownership once `moves` are made, or VmmError at the first illegal one; this object stays as it is."""
+    def after(self, runs: Iterable[Run]) -> "Ownership":
+        """The ownership once `runs` are made, or VmmError at the first illegal one; this object stays as it is."""
         result = Ownership(*self._stacks)
-        for move in moves:
-            result._make(move)
+        for run in runs:
+            result._make(run)
         return result
 
-    def _make(self, move: Move) -> None:
-        if move.target_pool == move.pool:
-            raise VmmError(f"{move}: both pools are the same")
-        source, target = self._stacks[move.pool], self._stacks[move.target_pool]
-        if move.source != len(source) - 1:
-            raise VmmError(f"{move}: not the top of {POOL_NAMES[move.pool]}, which has {len(source)} chunks")
-        if move.chunk != source[-1]:
-            raise VmmError(f"{move}: chunk {source[-1]} lies there")
-        if move.target != len(target):
-            problem = "is occupied" if 0 <= move.target < len(target) else "would leave a hole"
-            raise VmmError(f"{move}: the target position {problem}, the free one is {len(target)}")
-        target.append(source.pop())
-        self.least[move.pool] = min(self.least[move.pool], len(source))
-        self.most[move.target_pool] = max(self.most[move.target_pool], len(target))
+    def _make(self, run: Run) -> None:
+        if run.target_pool == run.pool:
+            raise VmmError(f"{run}: both pools are the same")
+        source, target = self._stacks[run.pool], self._stacks[run.target_pool]
+        left = len(source) - len(run.chunks)
+        if run.source != left:
+            raise VmmError(f"{run}: not the top of {POOL_NAMES[run.pool]}, which has {len(source)} chunks")
+        for found, chunk in zip(source[left:], run.chunks, strict=True):
+            if found != chunk:
+                raise VmmError(f"{run}: instead of chunk {chunk}, chunk {found} lies there")
+        if run.target != len(target):
+            problem = "is occupied" if 0 <= run.target < len(target) else "would leave a hole"
+            raise VmmError(f"{run}: the target position {problem}, the free one is {len(target)}")
+        del source[left:]
+        target.extend(run.chunks)
+        self.least[run.pool] = min(self.least[run.pool], len(source))
+        self.most[run.target_pool] = max(self.most[run.target_pool], len(target))
 
     def check(self, chunks: int) -> None:
         """Raise VmmError unless the chunks 0..chunks-1 are owned exactly once."""

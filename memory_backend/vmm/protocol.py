@@ -1,7 +1,7 @@
 """The seam between the op log and memory: what every driver does, and the two ways it says no."""
 
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -31,7 +31,23 @@ class Vmm(Protocol):
         """Execute `ops` (dtype `oplog.OP`, shape [n]) in order.
 
         Raises VmmError at the first entry that fails. Entries before it have been executed, except that consecutive
-        MOVEs succeed or fail together.
+        MOVEs succeed or fail together; entries behind a CHECK that fails may have been executed.
+        """
+
+    def end_batch(self, stream: int | None = None) -> None:
+        """Work launched so far on `stream` may name any block; later entries that change or unmap bytes wait for it.
+
+        `stream` is a CUDA stream's handle, None the default stream; the other drivers have nothing to wait for.
+        """
+
+    def base(self, pool: int) -> int:
+        """Address of position 0 of `pool`, the same from the constructor to `close`; VmmError without bytes."""
+
+    def view(self, pool: int, start: int, length: int) -> Any:
+        """Bytes [start, start + length) of `pool`: uint8, exports DLPack; reads what lies there when it is read.
+
+        Valid until a chunk under it moves or the driver closes. Raises VmmError for bytes that are not mapped and
+        for a driver without bytes.
         """
 
     def chunk_at(self, pool: int) -> np.ndarray:

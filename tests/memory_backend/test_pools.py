@@ -7,7 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hbmgym.memory_backend.oplog import CHECK, COPY, KV, SSM, STAMP, ZERO, make_op_log
+from hbmgym.memory_backend.oplog import (
+    BYTES,
+    CHECK,
+    COPY,
+    EVERYTHING,
+    KV,
+    NOTHING,
+    SSM,
+    STAMP,
+    ZERO,
+    make_op_log,
+)
 from hbmgym.memory_backend.pools import (
     NONE,
     check_pool,
@@ -37,7 +48,7 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.pool = make_pool(SSM, BLOCK, CHUNK, MAPPED, CHUNKS)
-        self.log = make_op_log(4096, enabled=True)
+        self.log = make_op_log(4096, EVERYTHING)
         self.blocks: dict[int, int] = {}
         self.pins: dict[int, int] = {}
         self.cached: list[int] = []
@@ -137,7 +148,7 @@ TestPool.settings = settings(max_examples=40, stateful_step_count=40, derandomiz
 @given(st.data(), st.sampled_from([1, 31, 32, 33, 1024, 1025, 32**2 + 500, 40_000]))
 @settings(max_examples=25, derandomize=True, deadline=None)
 def test_blocks_are_handed_out_lowest_first_at_every_bitmap_size(data, blocks):
-    pool, log = make_pool(KV, 1, 1, blocks, blocks), make_op_log(1, enabled=False)
+    pool, log = make_pool(KV, 1, 1, blocks, blocks), make_op_log(1, NOTHING)
     taken = [take(pool, log, int(pool.meta.limit)) for _ in range(min(blocks, 1200))]
     assert pool.entries["block"][taken].tolist() == list(range(len(taken)))
     free = list(range(len(taken), blocks))
@@ -152,7 +163,7 @@ def test_blocks_are_handed_out_lowest_first_at_every_bitmap_size(data, blocks):
 
 def test_a_full_bitmap_of_three_levels_empties_and_fills_again():
     blocks = 32**2 + 7
-    pool, log = make_pool(KV, 1, 1, blocks, blocks), make_op_log(1, enabled=False)
+    pool, log = make_pool(KV, 1, 1, blocks, blocks), make_op_log(1, NOTHING)
     taken = [take(pool, log, int(pool.meta.limit)) for _ in range(blocks)]
     assert take(pool, log, int(pool.meta.limit)) == NONE and free_blocks(pool) == 0
     check_pool(pool)
@@ -165,7 +176,7 @@ def test_a_full_bitmap_of_three_levels_empties_and_fills_again():
 
 
 def make_pair():
-    log = make_op_log(64, enabled=True)
+    log = make_op_log(64, EVERYTHING)
     return make_pool(KV, BLOCK, CHUNK, MAPPED, CHUNKS), make_pool(SSM, BLOCK, CHUNK, MAPPED, CHUNKS), log
 
 
@@ -224,11 +235,13 @@ def test_a_copy_carries_the_stamp_and_every_stamp_is_new():
     assert ssm.entries[first].tag == ssm.entries[second].tag
 
 
-def test_a_disabled_log_drops_entries_but_hands_out_the_same_stamps():
+def test_every_log_hands_out_the_same_stamps_and_keeps_what_its_level_says():
     tags = []
-    for enabled in (False, True):
-        log = make_op_log(8, enabled)
+    for level, kinds in ((NOTHING, []), (BYTES, [ZERO]), (EVERYTHING, [STAMP, STAMP, ZERO, STAMP])):
+        log = make_op_log(8, level)
         pool = make_pool(KV, BLOCK, CHUNK, MAPPED, CHUNKS)
-        tags.append([int(pool.entries[take(pool, log, int(pool.meta.limit))].tag) for _ in range(3)])
-        assert log.head.count == (3 if enabled else 0)
-    assert tags[0] == tags[1]
+        taken = [take(pool, log, int(pool.meta.limit)) for _ in range(2)]
+        zero(pool, log, taken[0])
+        tags.append([int(pool.entries[entry].tag) for entry in taken])
+        assert log.ops["kind"][: log.head.count].tolist() == kinds
+    assert tags[0] == tags[1] == tags[2]

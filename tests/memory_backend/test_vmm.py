@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hbmgym.memory_backend.oplog import CHECK, COPY, KV, MOVE, OP, SSM, STAMP, ZERO, make_op_log, record_op
+from hbmgym.memory_backend.oplog import CHECK, COPY, EVERYTHING, KV, MOVE, OP, SSM, STAMP, ZERO, make_op_log, record_op
 from hbmgym.memory_backend.split import Layout
 from hbmgym.memory_backend.vmm import BACKENDS, Vmm, VmmError, VmmRefused, open_vmm
 from hbmgym.memory_backend.vmm.stamps import WORD_BYTES, word_offsets
@@ -47,10 +47,14 @@ def log(*entries: tuple[int, ...]) -> np.ndarray:
 
 
 def moves(vmm: Vmm, pool: int, count: int) -> list[tuple[int, ...]]:
-    """The legal entries that take the top `count` chunks of `pool` to the other pool."""
+    """The run that takes the top `count` chunks of `pool` to the other pool, in their order."""
     chunks, other = vmm.chunk_at(pool), 1 - pool
-    top, free = len(chunks) - 1, len(vmm.chunk_at(other))
-    return [(MOVE, pool, top - i, other, free + i, int(chunks[top - i])) for i in range(count)]
+    first, free = len(chunks) - count, len(vmm.chunk_at(other))
+    return [(MOVE, pool, first + i, other, free + i, int(chunks[first + i])) for i in range(count)]
+
+
+def pool_bytes(vmm: Any, pool: int) -> Any:
+    return vmm.view(pool, 0, len(vmm.chunk_at(pool)) * CHUNK)
 
 
 def owners(vmm: Vmm) -> list[list[int]]:
@@ -106,7 +110,7 @@ def test_a_stale_stamp_is_named(vmm: Any) -> None:
 
 def test_blocks_may_change_between_moves_of_one_log(vmm: Any) -> None:
     out = moves(vmm, KV, 3)
-    back = [(MOVE, SSM, target, KV, source, chunk) for _, _, source, _, target, chunk in reversed(out)]
+    back = [(MOVE, SSM, target, KV, source, chunk) for _, _, source, _, target, chunk in out]
     slot = 14 * CHUNK // LAYOUT.slot_bytes - 1
     entries = [stamp(KV, 0, 1), *out, stamp(SSM, slot, 2), check(SSM, slot, 2), *back, check(KV, 0, 1)]
     vmm.execute(log(*entries))
@@ -115,7 +119,7 @@ def test_blocks_may_change_between_moves_of_one_log(vmm: Any) -> None:
 
 
 def test_accepts_the_records_of_an_op_log(vmm: Any) -> None:
-    op_log = make_op_log(4, enabled=True)
+    op_log = make_op_log(4, EVERYTHING)
     record_op(op_log, STAMP, KV, 0, KV, 0, 9)
     record_op(op_log, CHECK, KV, 0, KV, 0, 9)
     vmm.execute(op_log.ops[: op_log.head.count])
@@ -148,7 +152,7 @@ def test_a_pool_can_be_emptied_and_filled_again(vmm: Any) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ((MOVE, KV, 19, SSM, 12, 18), "chunk 19 lies there"),
+        ((MOVE, KV, 19, SSM, 12, 18), "instead of chunk 18, chunk 19 lies there"),
         ((MOVE, KV, 18, SSM, 12, 18), "not the top of kv, which has 20 chunks"),
         ((MOVE, KV, 19, SSM, 13, 19), "would leave a hole, the free one is 12"),
         ((MOVE, KV, 19, SSM, 11, 19), "is occupied, the free one is 12"),
@@ -278,16 +282,16 @@ def test_too_many_chunks_for_the_mapping_limit_are_refused() -> None:
 
 def test_a_moved_chunk_keeps_its_bytes(host: Any) -> None:
     rng = np.random.default_rng(1)
-    top = host.pool_bytes(KV)[-3 * CHUNK :]
+    top = pool_bytes(host, KV)[-3 * CHUNK :]
     top[:] = rng.integers(0, 256, top.size, dtype=np.uint8)
     chunks = top.reshape(3, CHUNK).copy()
     host.execute(log(*moves(host, KV, 3)))
-    np.testing.assert_array_equal(host.pool_bytes(SSM)[-3 * CHUNK :].reshape(3, CHUNK), chunks[::-1])
+    np.testing.assert_array_equal(pool_bytes(host, SSM)[-3 * CHUNK :].reshape(3, CHUNK), chunks)
 
 
 def test_copy_and_zero_reach_every_byte_of_a_block_and_no_other(host: Any) -> None:
     size = LAYOUT.slot_bytes
-    data = host.pool_bytes(SSM)
+    data = pool_bytes(host, SSM)
     data[:] = np.random.default_rng(2).integers(0, 256, data.size, dtype=np.uint8)
     expected = data.copy()
     host.execute(log(copy(SSM, 3, 1), zero(SSM, 2)))
@@ -301,7 +305,7 @@ def test_check_finds_any_overwritten_chunk_of_a_block(host: Any) -> None:
     edges = [start, *range(-(-start // CHUNK) * CHUNK, start + size, CHUNK), start + size]
     for low, high in pairwise(edges):
         host.execute(log(stamp(SSM, 1, 6), check(SSM, 1, 6)))
-        host.pool_bytes(SSM)[low:high] = 0
+        pool_bytes(host, SSM)[low:high] = 0
         with pytest.raises(VmmError, match=r"ssm block 1, byte \d+: expected stamp 6, found"):
             host.execute(log(check(SSM, 1, 6)))
 
@@ -310,14 +314,14 @@ def test_check_finds_chunks_that_changed_places_inside_a_block() -> None:
     layout = Layout(8 * CHUNK, CHUNK, CHUNK, 4 * CHUNK, 1, 1)
     with open_or_skip("host", layout, 4) as host:
         host.execute(log(stamp(SSM, 0, 6)))
-        data = host.pool_bytes(SSM)
+        data = pool_bytes(host, SSM)
         data[: 2 * CHUNK] = np.roll(data[: 2 * CHUNK], CHUNK)
         with pytest.raises(VmmError, match="ssm block 0, byte 0: expected stamp 6"):
             host.execute(log(check(SSM, 0, 6)))
 
 
 def test_check_compares_owners_with_what_the_kernel_maps(host: Any) -> None:
-    kv, ssm = (host.pool_bytes(pool).ctypes.data for pool in (KV, SSM))
+    kv, ssm = (pool_bytes(host, pool).ctypes.data for pool in (KV, SSM))
     host.remap(kv, CHUNK, ssm)
     with pytest.raises(VmmError, match=r"expected byte .* of the chunks, mapped is"):
         host.check()
@@ -335,12 +339,20 @@ def failing(call: Callable[..., None], failures: set[int]) -> Callable[..., None
     return attempt
 
 
+def scatter(vmm: Any, pool: int) -> None:
+    """Put five chunks on top of `pool` of which no two neighbours are one mapping; counts as no move."""
+    for _ in range(5):
+        vmm.execute(log(*moves(vmm, 1 - pool, 1)))
+    vmm.chunks_moved = 0
+
+
 @pytest.mark.parametrize("pool", [KV, SSM])
 @pytest.mark.parametrize(("call", "number"), [*(("remap", n) for n in range(5)), ("reserve", 0)])
 def test_any_failing_call_of_a_run_undoes_the_run(host: Any, pool: int, call: str, number: int) -> None:
-    for data in (host.pool_bytes(KV), host.pool_bytes(SSM)):
+    scatter(host, pool)
+    for data in (pool_bytes(host, KV), pool_bytes(host, SSM)):
         data[::4096] = np.arange(data.size // 4096) % 251
-    before, contents = owners(host), [host.pool_bytes(p)[::4096].copy() for p in (KV, SSM)]
+    before, contents = owners(host), [pool_bytes(host, p)[::4096].copy() for p in (KV, SSM)]
     works = getattr(host, call)
     setattr(host, call, failing(works, {number}))
     with pytest.raises(VmmError, match="Cannot allocate memory; all of them were undone"):
@@ -349,17 +361,18 @@ def test_any_failing_call_of_a_run_undoes_the_run(host: Any, pool: int, call: st
     host.check()
     assert owners(host) == before and host.chunks_moved == 0
     for p in (KV, SSM):
-        np.testing.assert_array_equal(host.pool_bytes(p)[::4096], contents[p])
+        np.testing.assert_array_equal(pool_bytes(host, p)[::4096], contents[p])
     host.execute(log(*moves(host, pool, 5)))
     host.check()
 
 
 @pytest.mark.parametrize(("remaps", "reserves"), [({2, 3}, set()), ({2, 4}, set()), ({2}, {0})])
 def test_a_failing_roll_back_refuses_everything_from_then_on(host: Any, remaps: set[int], reserves: set[int]) -> None:
+    scatter(host, KV)
     host.remap, host.reserve = failing(host.remap, remaps), failing(host.reserve, reserves)
     with pytest.raises(VmmError, match="and so did its roll-back"):
         host.execute(log(*moves(host, KV, 4)))
-    for use in (lambda: host.execute(log(stamp(KV, 0, 1))), lambda: host.pool_bytes(KV), host.check):
+    for use in (lambda: host.execute(log(stamp(KV, 0, 1))), lambda: pool_bytes(host, KV), host.check):
         with pytest.raises(VmmError, match="refuses every operation: a move failed"):
             use()
 
@@ -376,7 +389,7 @@ def test_an_interrupt_between_moves_refuses_everything_from_then_on(host: Any) -
 
 
 def test_a_vacated_position_stays_reserved(host: Any) -> None:
-    vacated = host.pool_bytes(KV).ctypes.data + (KV_CHUNKS - 1) * CHUNK
+    vacated = pool_bytes(host, KV).ctypes.data + (KV_CHUNKS - 1) * CHUNK
     host.execute(log(*moves(host, KV, 1)))
     rows = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
     ranges = [([int(edge, 16) for edge in row[0].split("-")], row[1]) for row in rows]
@@ -405,7 +418,7 @@ def footprint() -> tuple[int, int]:
 def test_nothing_of_a_driver_is_left(end: str) -> None:
     host = open_or_skip("host")
     host.execute(log(*moves(host, KV, 5)))
-    bases = [host.pool_bytes(pool).ctypes.data for pool in (KV, SSM)]
+    bases = [pool_bytes(host, pool).ctypes.data for pool in (KV, SSM)]
     assert footprint() == (1, footprint()[1]) and footprint()[1] > 2
     if end == "close":
         host.close()
