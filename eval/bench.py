@@ -1,9 +1,9 @@
-"""How fast is it: engine, windows, learning, decisions; per CPU-second of one core. `python eval/bench.py --help`."""
+"""How fast is it: engine, windows, learning, decisions, memory; per CPU-second. `python eval/bench.py --help`."""
 
 import sys
 
 try:
-    from hbmgym.cli import option, parse_options, user_errors
+    from hbmgym.cli import option, parse_options, user_errors, words
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -28,6 +28,7 @@ from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.generators import LogNormal, SessionClass
 from hbmgym.envs.traces.scenarios import generate_class
 from hbmgym.envs.workload import open_workloads
+from hbmgym.eval.bench_memory import measure_memory
 from hbmgym.eval.cells import write_json
 
 CHAT_BENCH = SessionClass(
@@ -41,11 +42,21 @@ CHAT_BENCH = SessionClass(
 )
 """4.9k tokens in, 200 out, sessions that come back."""
 CHAT_BENCH_RATE = 6.0
-MARKS = {
+AT_LEAST = {
     "engine_requests_per_cpu_s": 100_000,
     "windows_per_cpu_s": 5_000,
     "ppo_steps_per_cpu_s": 800,
+    "memory_page_ops_per_s": 1_000_000,
+    "memory_blocks_per_s": 20_000_000,
+    "memory_calls_per_s_64_live": 1_000_000,
+    "memory_calls_per_s_256_live": 1_000_000,
+    "memory_move_speedup_128": 5,
+}
+AT_MOST = {
     "decision_us_p99": 10,
+    "memory_mappings_per_chunk": 1.0,
+    "memory_resident_over_budget": 1.01,
+    "memory_memfd_over_budget": 1.01,
 }
 Figures = dict[str, float]
 
@@ -54,7 +65,7 @@ Figures = dict[str, float]
 class BenchOptions:
     """What is measured, how often, and where the figures go."""
 
-    only: tuple[str, ...] = option((), "one part, repeatable: engine, windows, ppo, decision", metavar="PART")
+    parts: tuple[str, ...] = words("what to measure (default: all): engine, windows, ppo, decision, memory", "PART")
     repeats: int = option(3, "times each part is measured; medians are printed")
     out: str = option("", "file for the figures as JSON")
 
@@ -183,6 +194,7 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "windows": measure_windows,
     "ppo": measure_ppo,
     "decision": measure_decision,
+    "memory": measure_memory,
 }
 
 
@@ -190,12 +202,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print medians beside the marks that are to be reached."""
     options = parse_options(BenchOptions, __doc__ or "", arguments)
     with user_errors():
-        if unknown := set(options.only) - set(PARTS):
-            raise ValueError(f"--only {', '.join(sorted(unknown))} is unknown, expected one of: {', '.join(PARTS)}")
+        if unknown := set(options.parts) - set(PARTS):
+            raise ValueError(f"part {', '.join(sorted(unknown))} is unknown, expected one of: {', '.join(PARTS)}")
         if options.repeats < 1:
             raise ValueError(f"--repeats is {options.repeats}, expected an integer >= 1")
     figures: Figures = {}
-    for name in options.only or PARTS:
+    for name in options.parts or PARTS:
         runs = [PARTS[name]() for _ in range(options.repeats)]
         for key in runs[0]:
             figures[key] = statistics.median(run[key] for run in runs)
@@ -205,12 +217,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _line(key: str, value: float, runs: Sequence[float]) -> str:
-    mark = MARKS.get(key)
-    if mark is None:
-        return f"{key:30} {value:14,.3f}"
-    reached = value <= mark if key.startswith("decision") else value >= mark
-    verdict = f"mark {mark:,}: {'reached' if reached else 'MISSED'}"
-    return f"{key:30} {value:14,.3f}   from {min(runs):,.1f} to {max(runs):,.1f}   {verdict}"
+    line = f"{key:30} {value:14,.3f}   from {min(runs):,.3f} to {max(runs):,.3f}"
+    if key in AT_LEAST:
+        return f"{line}   mark >= {AT_LEAST[key]:,}: {'reached' if value >= AT_LEAST[key] else 'MISSED'}"
+    if key in AT_MOST:
+        return f"{line}   mark <= {AT_MOST[key]:,}: {'reached' if value <= AT_MOST[key] else 'MISSED'}"
+    return line
 
 
 if __name__ == "__main__":

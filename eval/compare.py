@@ -20,7 +20,7 @@ from hbmgym.eval.cells import Bench, UnequalCells, check_folder, claim_folder, w
 from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, compare, controller_names
 from hbmgym.eval.figure import draw_comparison
 from hbmgym.eval.options import ServingOptions
-from hbmgym.eval.table import print_comparison
+from hbmgym.eval.table import backend_lines, print_comparison
 from hbmgym.memory_backend.vmm import BACKENDS, VmmRefused, open_vmm
 
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     progress = options.progress and sys.stderr.isatty()
     try:
         comparison = compare(bench, names, seeds, jobs=options.jobs, oracle=options.oracle, progress=progress)
-    except (TraceError, UnequalCells, KeyboardInterrupt) as reason:
+    except (TraceError, UnequalCells, VmmRefused, KeyboardInterrupt) as reason:
         if options.out:
             Path(options.out).rmdir()  # nothing has been written yet
         if isinstance(reason, KeyboardInterrupt):
@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_comparison(Path(options.out), comparison)
         print(f"cells.json, cells.csv, timings.json and split-*.png are in {options.out}")
     print_comparison(comparison)
+    for line in backend_lines(comparison):
+        print(line)
 
 
 def _prepare(options: CompareOptions) -> tuple[Bench, list[str], list[int]]:

@@ -26,7 +26,7 @@ class Rollout:
 
     cell: Cell
     timing: Cell
-    """Wall-clock figures of the same cell."""
+    """Wall-clock figures of the same cell, and what its backend did: name, chunks moved, stamps read back."""
     history: dict[str, list[float]] = field(default_factory=dict)
     """Per window: time_s, kv_share_requested, kv_share_effective, waiting, running, kv_live, ssm_live."""
 
@@ -60,7 +60,7 @@ def run_episode(
             on_window(telemetry)
     wall_s = time.perf_counter() - started
     name = controller.name
-    return Rollout(_cell(name, core, episode, history), _timing(name, episode, decisions_s, wall_s), history)
+    return Rollout(_cell(name, core, episode, history), _timing(name, core, episode, decisions_s, wall_s), history)
 
 
 def _cell(name: str, core: Core, episode: Episode, history: dict[str, list[float]]) -> Cell:
@@ -96,7 +96,8 @@ def cell_hash(setup: str, episode: Episode) -> str:
     return digest.hexdigest()[:16]
 
 
-def _timing(name: str, episode: Episode, decisions_s: list[float], wall_s: float) -> Cell:
+def _timing(name: str, core: Core, episode: Episode, decisions_s: list[float], wall_s: float) -> Cell:
+    assert core.vmm is not None
     # The first decision may compile or touch cold caches; it is not what a service sees.
     spent_us = 1e6 * np.array(decisions_s[1:] or [0.0])
     return {
@@ -106,6 +107,10 @@ def _timing(name: str, episode: Episode, decisions_s: list[float], wall_s: float
         "decision_us_p50": float(np.percentile(spent_us, 50)),
         "decision_us_p99": float(np.percentile(spent_us, 99)),
         "wall_s": wall_s,
+        "backend": core.vmm.name,
+        "chunks_moved": core.vmm.chunks_moved,
+        "stamps_checked": core.vmm.stamps_checked,
+        "move_s": core.vmm.measured_move_s,
     }
 
 

@@ -48,6 +48,22 @@ def summary_lines(result: WorkloadResult) -> list[str]:
     return lines
 
 
+def backend_lines(comparison: Comparison) -> list[str]:
+    """What the backends did in the episodes of the table, one line per backend; none where no op log was kept."""
+    timings = [rollout.timing for rollout in comparison.rollouts]
+    lines = []
+    for backend in sorted({timing["backend"] for timing in timings}):
+        own = [timing for timing in timings if timing["backend"] == backend]
+        moved, stamps, move_s = (sum(timing[key] for timing in own) for key in _COUNTED)
+        if moved or stamps:
+            each = f" ({1e6 * move_s / moved:.1f} us each)" if moved else ""
+            lines.append(
+                f"backend {backend} in {len(own)} of {len(timings)} cells: {moved:,} chunks moved{each}, "
+                f"{stamps:,} stamps read back and right"
+            )
+    return lines
+
+
 def _against(result: WorkloadResult, name: str, reference: str) -> str:
     parts = []
     for key, label in (("cost", "cost"), ("ttft_p99_s", "p99 TTFT"), ("slo_violation_rate", "violations")):
@@ -68,6 +84,7 @@ def _rows(result: WorkloadResult) -> list[str]:
     return statics + others
 
 
+_COUNTED = ("chunks_moved", "stamps_checked", "move_s")
 _COLUMNS = ("cost", "TTFT mean", "p99 s", "TPOT p99 ms", "miss %", "hit", "preempt", "reject", "kv_share", "moved GiB")
 
 

@@ -16,6 +16,11 @@ def option(default: Any, help: str, **extra: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, **extra})
 
 
+def words(help: str, metavar: str) -> Any:
+    """A field of type `tuple[str, ...]` that takes the words that belong to no flag."""
+    return dataclasses.field(default=(), metadata={"help": help, "metavar": metavar, "nargs": "*"})
+
+
 def integer(text: str) -> int:
     """An integer, also written as 2e5."""
     try:
@@ -50,6 +55,8 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hi
     flag, default, extra = "--" + field.name.replace("_", "-"), field.default, dict(field.metadata)
     if hint is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, **extra)
+    elif "nargs" in extra:
+        parser.add_argument(field.name, **extra)
     elif hint == tuple[str, ...]:
         # Without a default: argparse would append to it.
         parser.add_argument(flag, action="append", **extra)

@@ -12,6 +12,7 @@ import numpy as np
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.oplog import CHECK, COPY, STAMP, ZERO, record_op
 
+INDEX_BITS = 0xFFFFFFFF  # of a handle
 NONE = -1  # ends lists and marks "no entry" in the arrays of the kernels
 WORD = 32  # bits of a bitmap word; held in int64 so that products cannot overflow
 
@@ -287,15 +288,22 @@ def _leave_eviction_order(pool, entry):
 @kernel
 def relocate(pool, log, entry):
     """Move an entry's content to the lowest free block; whoever names the entry does not notice."""
+    new = lowest_free_block(pool)
+    record_op(log, COPY, pool.meta.pool, pool.entries[entry].block, pool.meta.pool, new, 0)
+    change_block(pool, entry, new)
+    check_stamp(pool, log, entry)
+
+
+@kernel
+def change_block(pool, entry, block):
+    """Let an entry lie on a free block."""
     record = pool.entries[entry]
-    old, new = record.block, lowest_free_block(pool)
-    _mark_taken(pool, new)
-    record_op(log, COPY, pool.meta.pool, old, pool.meta.pool, new, 0)
-    record.block = new
-    pool.entry_at[new] = entry
+    old = record.block
+    _mark_taken(pool, block)
+    record.block = block
+    pool.entry_at[block] = entry
     pool.entry_at[old] = NONE
     _mark_free(pool, old)
-    check_stamp(pool, log, entry)
 
 
 @kernel
@@ -309,7 +317,7 @@ def resolve_handle(pool, handle):
     """The entry that `handle` names, or NONE when it is foreign, stale or already freed."""
     if ((handle >> 63) & 1) != pool.meta.pool:
         return NONE
-    entry = handle & 0xFFFFFFFF
+    entry = handle & INDEX_BITS
     if entry >= len(pool.entries):
         return NONE
     record = pool.entries[entry]

@@ -9,9 +9,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hbmgym.memory_backend.jit import subkernel
+from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, SSM, OpLog, make_op_log
-from hbmgym.memory_backend.pools import NONE, Pool, check_pool, copy, make_pool, pin, release, stamp, take, touch, unpin
+from hbmgym.memory_backend.pools import (
+    NONE,
+    Pool,
+    check_pool,
+    check_stamp,
+    copy,
+    make_pool,
+    pin,
+    release,
+    stamp,
+    take,
+    touch,
+    unpin,
+)
 from hbmgym.memory_backend.split import Layout
 
 NEVER = 1e300  # a time that does not come; finite, so that differences stay finite
@@ -199,6 +212,15 @@ def save_snapshot(memory, working, page_id):
     stamp(memory.ssm, memory.log, working)  # the state goes on
     publish_snapshot(memory, entry, page_id)
     return True
+
+
+@kernel
+def check_stamps(memory):
+    """Log a CHECK of every block in use."""
+    for pool in (memory.kv, memory.ssm):
+        for block in range(pool.meta.capacity):
+            if pool.entry_at[block] != NONE:
+                check_stamp(pool, memory.log, pool.entry_at[block])
 
 
 def check_memory(memory: Memory) -> None:

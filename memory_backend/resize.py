@@ -10,8 +10,8 @@ mapped. KV chunks that are free stay with them until live <= C; slots do not gro
 """
 
 from hbmgym.memory_backend.jit import kernel, subkernel
-from hbmgym.memory_backend.oplog import KV, MOVE, record_op
-from hbmgym.memory_backend.pools import NONE, relocate
+from hbmgym.memory_backend.oplog import COPY, KV, MOVE, record_op
+from hbmgym.memory_backend.pools import NONE, change_block, relocate
 from hbmgym.memory_backend.prefix_cache import NEVER, evict_page, evict_snapshot
 
 RUN_CHUNKS = 256  # chunks per run: 19 ms at 75 us each, about one decode iteration
@@ -127,3 +127,31 @@ def run_arrives(memory, chunk_move_s, copy_s_per_byte):
     split.worker_free_s = due_s + copied * copy_s_per_byte
     _schedule_run(memory, due_s, chunk_move_s)
     return count, copied
+
+
+@subkernel
+def undo_run(memory):
+    """Take back the run that the op log holds, newest entry first; what was evicted for it stays evicted."""
+    log, split = memory.log, memory.split
+    for i in range(log.head.count - 1, -1, -1):
+        op = log.ops[i]
+        pool = memory.kv if op.pool == KV else memory.ssm
+        if op.kind == COPY:
+            change_block(pool, pool.entry_at[op.target], op.source)
+            split.relocated_bytes -= pool.meta.block_bytes
+        elif op.kind == MOVE:
+            recipient = memory.ssm if op.pool == KV else memory.kv
+            memory.chunk_at[op.target_pool, op.target] = NONE
+            memory.chunk_at[op.pool, op.source] = op.tag
+            _set_chunks(pool, pool.meta.chunks + 1)
+            _set_chunks(recipient, recipient.meta.chunks - 1)
+            split.moved_chunks -= 1
+
+
+@subkernel
+def withdraw_request(memory):
+    """Be content with the chunks as they are mapped."""
+    memory.split.tick_s = NEVER
+    _set_target(memory.kv, memory.kv.meta.chunks)
+    _set_target(memory.ssm, memory.ssm.meta.chunks)
+    memory.split.requested_slots = memory.ssm.meta.capacity

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+CHUNK_BYTES = 2 * 2**20
+"""The default: what CUDA maps at least on today's GPUs, and a huge page of the host."""
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from hbmgym.cli import fail, integer, option, parse_options, user_errors
+from hbmgym.cli import fail, integer, option, parse_options, user_errors, words
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,17 @@ def test_without_flags_the_defaults_hold():
 def test_every_field_has_a_flag():
     given = parse("--total-steps", "2e5", "--rate", "2", "--name", "b", "--trace", "x", "--trace", "y", "--no-progress")
     assert given == Options(200_000, 2.0, "b", ("x", "y"), False)
+
+
+def test_words_without_a_flag_can_be_asked_for():
+    @dataclass(frozen=True)
+    class WithWords:
+        parts: tuple[str, ...] = words("what to do", metavar="PART")
+        times: int = option(1, "how often")
+
+    assert parse_options(WithWords, "", []) == WithWords()
+    assert parse_options(WithWords, "", ["a", "--times", "3"]) == WithWords(("a",), 3)
+    assert parse_options(WithWords, "", ["--times", "3", "a", "b"]) == WithWords(("a", "b"), 3)
 
 
 @pytest.mark.parametrize(("text", "value"), [("7", 7), ("-3", -3), ("2e5", 200_000), ("9007199254740993", 2**53 + 1)])

@@ -1,22 +1,17 @@
-"""After training: the comparison on validation seeds, its sibling curves, and one episode with real remapping."""
+"""After training: the comparison on validation seeds, its sibling curves, and one episode with bytes really moved."""
 
 import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from hbmgym.controllers.base import HOLD, Controller, Decision, Setup
 from hbmgym.controllers.registry import make_controller
 from hbmgym.envs.calibration import LOAD_FACTOR, find_largest_load
 from hbmgym.envs.serving.config import GIB, ServingConfig
-from hbmgym.envs.serving.core import Core, make_layout
-from hbmgym.envs.traces.episode import Episode
+from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.workload import TraceWorkload, Workload, open_workloads
@@ -24,16 +19,13 @@ from hbmgym.eval.cells import Bench, write_cells
 from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, Comparison, compare, controller_names
 from hbmgym.eval.figure import draw_comparison
 from hbmgym.eval.oracle import ORACLE
-from hbmgym.eval.rollout import Rollout, run_episode
+from hbmgym.eval.replay import Replay, excerpt, replay
 from hbmgym.memory_backend.vmm import VmmRefused
 from hbmgym.train.options import TrainOptions
 
-MAX_HOST_GIB = 2.0
-HOST_STEP_GIB = 0.25
-MIN_MOVED_CHUNKS = 100
-"""With fewer, real remapping has hardly been tried."""
+MAX_GIB = 2.0
+GIB_STEP = 0.25
 MIN_SPAN = 0.05
-EXCERPT_S = 400.0
 CURVES = {
     "eval/cost": "cost",
     "slo/ttft_p99": "ttft_p99_s",
@@ -73,79 +65,24 @@ def _draw_references(folder: Path, comparison: Comparison, steps: int) -> None:
                     writer.add_scalar(f"eval/{result.name}/{key}", result.mean(name, key), step)
 
 
-@dataclass(frozen=True)
-class HostReport:
-    """What the episode with real remapping showed; `refused` says why there was none."""
-
-    refused: str | None = None
-    budget_bytes: int = 0
-    chunks_moved: int = 0
-    stamps_checked: int = 0
-    metrics_equal: bool = False
-    measured_move_us: float = 0.0
-    driven_by: str = ""
-
-    @property
-    def lines(self) -> list[str]:
-        if self.refused is not None:
-            return [f"real remapping: not shown, host memory was refused: {self.refused}"]
-        return [
-            f"real remapping on host memory, {self.budget_bytes / GIB:.2f} GiB, driven by {self.driven_by}: "
-            f"{self.chunks_moved} chunks moved ({self.measured_move_us:.1f} us each), "
-            f"{self.stamps_checked} stamps read back and right, metrics "
-            + ("equal to the accounting episode" if self.metrics_equal else "DIFFER FROM THE ACCOUNTING EPISODE")
-        ]
-
-    @property
-    def good(self) -> bool:
-        """All that can be shown here was shown."""
-        return self.refused is not None or (self.metrics_equal and self.chunks_moved >= MIN_MOVED_CHUNKS)
+def replay_on_memory(options: TrainOptions, folder: Path, config: ServingConfig) -> Replay:
+    """One episode with bytes really moved, at a scaled budget: on the GPU if the run asked for it, else on the host."""
+    backend = "cuda" if options.backend == "cuda" else "host"
+    try:
+        scaled = dataclasses.replace(config, hbm_gib=MAX_GIB if backend == "cuda" else _host_gib())
+        episode = excerpt(_scaled_workload(options, scaled).episode("validation", seeds_for("validation", 1)[0]))
+        return replay(make_controller(f"ppo:{folder / 'policy.npz'}"), scaled, episode, backend)
+    except (VmmRefused, ValueError) as refusal:
+        return Replay(backend, refused=" ".join(str(refusal).split()))
 
 
-class Restless:
-    """A controller and a slow swing around it, so that chunks move even where the controller sees no reason to."""
-
-    def __init__(self, controller: Controller, swing: float = 0.1, every: int = 12) -> None:
-        self.name = f"{controller.name} and a swing of {swing:g}"
-        self.fixed_share: float | None = None
-        self._controller, self._swing, self._every = controller, swing, every
-
-    def reset(self, setup: Setup) -> None:
-        """As the controller does."""
-        self._controller.reset(setup)
-        self._windows = 0
-        self._share: float | None = None
-
-    def act(self, telemetry: np.record) -> Decision:
-        """The controller's share, alternately raised and lowered."""
-        decision = self._controller.act(telemetry)
-        self._share = decision.kv_share if decision.kv_share is not None else self._share
-        self._windows += 1
-        if self._windows % self._every:
-            return HOLD
-        center = self._share if self._share is not None else float(telemetry.kv_share_requested)
-        sign = 1.0 if self._windows // self._every % 2 else -1.0
-        return Decision(center + sign * self._swing)
-
-
-def replay_on_host(options: TrainOptions, folder: Path, config: ServingConfig) -> HostReport:
-    """One episode on host memory at a scaled budget, beside the same episode on accounting."""
+def _host_gib() -> float:
+    """At most a quarter of the free memory, in whole steps so that rates that were calibrated last time serve again."""
     if not sys.platform.startswith("linux"):
-        return HostReport(refused=f"memfd and mremap need Linux, this is {sys.platform}")
+        raise VmmRefused(f"memfd and mremap need Linux, this is {sys.platform}")
     from hbmgym.memory_backend.vmm.linux import free_memory  # its imports exist on Linux only
 
-    try:
-        # In whole steps, so that the rates that were calibrated last time serve again.
-        hbm_gib = min(MAX_HOST_GIB, free_memory()[0] / 4 / GIB // HOST_STEP_GIB * HOST_STEP_GIB)
-        scaled = dataclasses.replace(config, hbm_gib=hbm_gib)
-        episode = _excerpt(_scaled_workload(options, scaled).episode("validation", seeds_for("validation", 1)[0]))
-        policy = make_controller(f"ppo:{folder / 'policy.npz'}")
-        report = _replay(policy, scaled, episode)
-        if report.chunks_moved < MIN_MOVED_CHUNKS:
-            report = _replay(Restless(policy), scaled, episode)
-        return report
-    except (VmmRefused, ValueError) as refusal:
-        return HostReport(refused=" ".join(str(refusal).split()))
+    return min(MAX_GIB, free_memory()[0] / 4 / GIB // GIB_STEP * GIB_STEP)
 
 
 def _scaled_workload(options: TrainOptions, config: ServingConfig) -> Workload:
@@ -154,41 +91,6 @@ def _scaled_workload(options: TrainOptions, config: ServingConfig) -> Workload:
         trace = load_trace(Path(options.trace[0]))
         return TraceWorkload(trace, LOAD_FACTOR * find_largest_load(trace, config), config.page_tokens)
     return open_workloads(config, scenarios=options.scenario[:1])[0]
-
-
-def _excerpt(episode: Episode) -> Episode:
-    """The first EXCERPT_S seconds, a quarter of them warm-up: real states are copied byte by byte, which takes time."""
-    rows = episode.rows[episode.rows["arrival_s"] < EXCERPT_S].copy().view(np.recarray)
-    rows["measured"] = rows["arrival_s"] >= EXCERPT_S / 4
-    horizon_s = min(EXCERPT_S, episode.horizon_s)
-    return dataclasses.replace(episode, rows=rows, warmup_s=EXCERPT_S / 4, horizon_s=horizon_s)
-
-
-def _replay(controller: Controller, config: ServingConfig, episode: Episode) -> HostReport:
-    plain = _run(controller, Core(config), episode)[0]
-    core = Core(config, backend="host", check=True)
-    real, facts = _run(controller, core, episode)
-    return HostReport(
-        budget_bytes=core.layout.budget_bytes,
-        metrics_equal=plain.cell == real.cell and plain.history == real.history,
-        driven_by=controller.name,
-        **facts,
-    )
-
-
-def _run(controller: Controller, core: Core, episode: Episode) -> tuple[Rollout, dict[str, Any]]:
-    try:
-        rollout = run_episode(controller, core, episode)
-        assert core.vmm is not None
-        moved = core.vmm.chunks_moved
-        move_us = 1e6 * core.vmm.measured_move_s / max(moved, 1)
-        return rollout, {
-            "chunks_moved": moved,
-            "stamps_checked": core.vmm.stamps_checked,
-            "measured_move_us": move_us,
-        }
-    finally:
-        core.close()
 
 
 def idle_lines(comparison: Comparison) -> list[str]:

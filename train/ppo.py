@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from hbmgym.cli import parse_options, user_errors
+    from hbmgym.cli import fail, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from hbmgym.eval.cells import check_folder, write_json
 from hbmgym.eval.table import print_comparison, summary_lines
 from hbmgym.files import write_atomically
 from hbmgym.memory_backend.vmm import VmmRefused, open_vmm
-from hbmgym.train.finish import compare_policy, idle_lines, replay_on_host
+from hbmgym.train.finish import compare_policy, idle_lines, replay_on_memory
 from hbmgym.train.learn import Interrupted, learn
 from hbmgym.train.options import SMOKE, TrainOptions
 from hbmgym.train.runs import new_run, read_options
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         what = str(interruption) or "interrupted"
         print(f"{what}; go on with: python train/ppo.py --resume {folder}", file=sys.stderr)
         raise SystemExit(130) from None
+    except VmmRefused as refusal:
+        fail(f"{refusal}; go on with: python train/ppo.py --resume {folder}")
 
 
 def _settle(given: TrainOptions) -> TrainOptions:
@@ -74,8 +77,10 @@ def _prepare(options: TrainOptions, config: ServingConfig) -> list[Workload]:
     """Everything that can be wrong is found here, before a folder is made."""
     layout = make_layout(config)
     if options.backend != "accounting":
-        with open_vmm(options.backend, layout, layout.kv_chunks(layout.min_slots)) as vmm:
-            print(f"backend: {vmm.why}")
+        with ExitStack() as opened:  # every environment has memory of its own
+            kv_chunks = layout.kv_chunks(layout.min_slots)
+            vmms = [opened.enter_context(open_vmm(options.backend, layout, kv_chunks)) for _ in range(options.n_envs)]
+            print(f"backend: {vmms[0].why}")
     workloads = options.workloads(config)
     options.announce(workloads, "train", seeds_for("train", 1)[0])
     for workload in workloads:
@@ -132,12 +137,12 @@ def _finish(
     if options.smoke:
         print("smoke run: two updates train nothing, the figures only show that everything works")
     idle = [] if options.smoke else idle_lines(comparison)
-    report = replay_on_host(options, folder, config)
+    report = replay_on_memory(options, folder, config)
     for line in (*idle, *report.lines):
         print(line)
     summary["tables"] = {result.name: summary_lines(result) for result in comparison.results}
     summary["failures"] = idle
-    summary["host"] = dataclasses.asdict(report)
+    summary["replay"] = dataclasses.asdict(report)
     write_json(folder / "summary.json", summary)
     if idle or not report.good:
         raise SystemExit(1)

@@ -1,16 +1,13 @@
 """Run folders: config.json, checkpoints/, best/, policy.npz, progress.csv, evaluations.npz, events, cells, summary."""
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from hbmgym.envs.workload import DEFAULT_SCENARIO
 from hbmgym.eval.cells import claim_folder, write_json
+from hbmgym.eval.provenance import provenance
 from hbmgym.train.options import TrainOptions
 
 RUNS = Path("runs")
@@ -20,7 +17,7 @@ _PACKAGES = ("hbmgym", "gymnasium", "stable-baselines3", "torch", "numpy", "numb
 def new_run(options: TrainOptions) -> Path:
     """Make the run's folder; ValueError when the one that was named is in use."""
     folder = Path(options.out) if options.out else _next_free("-".join(["ppo", *_traffic(options)]))
-    facts = _facts(options)
+    facts = {"options": dataclasses.asdict(options), **provenance(_PACKAGES)}
     claim_folder(folder)
     (folder / "checkpoints").mkdir()
     (folder / "best").mkdir()
@@ -37,25 +34,6 @@ def _next_free(stem: str) -> Path:
     while (RUNS / f"{stem}-{number}").exists():
         number += 1
     return RUNS / f"{stem}-{number}"
-
-
-def _facts(options: TrainOptions) -> dict[str, Any]:
-    return {
-        "options": dataclasses.asdict(options),
-        "command": [sys.executable, *sys.argv],
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "git": _git_hash(),
-    }
-
-
-def _git_hash() -> str | None:
-    """Of the checkout that the code comes from, None when it is no checkout."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def read_options(folder: Path) -> TrainOptions:

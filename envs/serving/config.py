@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from hbmgym.envs.serving.cost_model import CHUNK_MOVE_S
+from hbmgym.memory_backend.split import CHUNK_BYTES
 
 GIB = 2**30
 MAX_HBM_GIB = 4096.0
-CHUNK_BYTES = 2 * 2**20
 POLICY_CHOICES = {"eviction": ("lru",), "admission": ("fcfs",), "on_shortage": ("evict",)}
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from hbmgym.controllers.base import TELEMETRY, Setup
-from hbmgym.envs.serving.config import CHUNK_BYTES, ServingConfig
+from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.cost_model import cold_prefill_s, make_cost, tpot_reference_s
 from hbmgym.envs.serving.engine import LOG_FULL, run
 from hbmgym.envs.serving.gpus import find_gpu
@@ -29,9 +29,9 @@ from hbmgym.memory_backend.geometry import find_model
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.oplog import EVERYTHING, NOTHING
 from hbmgym.memory_backend.pools import NONE
-from hbmgym.memory_backend.prefix_cache import Memory, check_memory, make_memory
+from hbmgym.memory_backend.prefix_cache import Memory, check_memory, check_stamps, make_memory
 from hbmgym.memory_backend.resize import RUN_CHUNKS, request_split
-from hbmgym.memory_backend.split import Layout
+from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
 from hbmgym.memory_backend.vmm import Vmm, open_vmm
 
 
@@ -99,8 +99,9 @@ class Core:
     """One serving engine on a backend. `reset` first; then `request_split` and `run_window` in turns.
 
     `backend` chooses who executes the op log (accounting, host, auto), never a result. With `check`, every invariant
-    is verified after every window, and accounting verifies the op log too. `log_capacity` is how many entries the op
-    log holds before it is executed, at least those of one iteration edge (default: of two); no result depends on it.
+    is verified after every window, every block in use is read back, and accounting verifies the op log too.
+    `log_capacity` is how many entries the op log holds before it is executed, at least those of one iteration edge
+    (default: of two); no result depends on it.
     """
 
     def __init__(
@@ -253,11 +254,25 @@ class Core:
         return int(self.counters.finished + self.counters.rejected) == len(self.episode.rows)
 
     def check(self) -> None:
-        """Raise AssertionError unless every invariant of pools, prefix cache, requests and backend holds."""
+        """Raise AssertionError or VmmError unless every invariant of pools, prefix cache, requests and backend holds.
+
+        Every block in use, live or cached, must read back its stamp, if the backend keeps an op log with stamps.
+        """
         check_memory(self._state.memory)
         self._check_requests()
         if self.vmm is not None:
-            self.vmm.check()
+            self._check_backend(self.vmm)
+
+    def _check_backend(self, vmm: Vmm) -> None:
+        memory = self._state.memory
+        self._execute_log()
+        check_stamps(memory)  # fits: an empty log holds more than one entry per block
+        self._execute_log()
+        vmm.check()
+        if memory.log.head.level != NOTHING:
+            for pool in (memory.kv, memory.ssm):
+                chunks = memory.chunk_at[pool.meta.pool, : pool.meta.chunks]
+                assert np.array_equal(vmm.chunk_at(pool.meta.pool), chunks), "the backend has mapped other chunks"
 
     def _check_requests(self) -> None:
         engine, requests = self.counters, self.requests

@@ -18,7 +18,20 @@ def _open_host(layout: Layout, kv_chunks: int) -> Vmm:
     return HostVmm(layout, kv_chunks)
 
 
-_DRIVERS: dict[str, Callable[[Layout, int], Vmm]] = {"accounting": AccountingVmm, "host": _open_host}
+def _open_cuda(layout: Layout, kv_chunks: int) -> Vmm:
+    try:
+        from hbmgym.memory_backend.vmm.cuda import CudaVmm  # needs a package that only GPUs need
+    except ImportError as error:
+        raise VmmRefused(f"cuda memory: {error}: install cuda-python 13, or take backend host or accounting") from error
+    return CudaVmm(layout, kv_chunks)
+
+
+_DRIVERS: dict[str, Callable[[Layout, int], Vmm]] = {
+    "accounting": AccountingVmm,
+    "host": _open_host,
+    "cuda": _open_cuda,
+}
+_BEST_FIRST = ("cuda", "host", "accounting")
 
 BACKENDS = (*_DRIVERS, "auto")
 
@@ -26,8 +39,8 @@ BACKENDS = (*_DRIVERS, "auto")
 def open_vmm(backend: str, layout: Layout, kv_chunks: int) -> Vmm:
     """The driver named `backend`, with chunks 0..kv_chunks-1 in KV and the rest in SSM.
 
-    `auto` is host where this computer allows it, else accounting; `why` says which. Raises VmmRefused when the named
-    driver cannot be had here, ValueError for an unknown name.
+    `auto` is cuda where there is a GPU that can hold the budget, else host, else accounting; `why` says which, and why
+    none before it. Raises VmmRefused when the named driver cannot be had here, ValueError for an unknown name.
     """
     if backend == "auto":
         return _open_best(layout, kv_chunks)
@@ -37,10 +50,12 @@ def open_vmm(backend: str, layout: Layout, kv_chunks: int) -> Vmm:
 
 
 def _open_best(layout: Layout, kv_chunks: int) -> Vmm:
-    try:
-        vmm = open_vmm("host", layout, kv_chunks)
-        vmm.why = "host: auto, the budget fits into this computer's memory"
-    except VmmRefused as refusal:
-        vmm = open_vmm("accounting", layout, kv_chunks)
-        vmm.why = f"accounting: auto, because host is refused ({refusal})"
+    refusals = ""
+    for backend in _BEST_FIRST:
+        try:
+            vmm = open_vmm(backend, layout, kv_chunks)
+            break
+        except VmmRefused as refusal:
+            refusals += f", {backend} is refused ({refusal})"
+    vmm.why = f"{backend}: auto{refusals}"
     return vmm

@@ -12,7 +12,10 @@ import numpy as np
 from hbmgym.memory_backend.oplog import CHECK, COPY, MOVE, OP_NAMES, POOL_NAMES, STAMP
 from hbmgym.memory_backend.split import Layout
 from hbmgym.memory_backend.vmm.ownership import Ownership, Run, make_runs
-from hbmgym.memory_backend.vmm.protocol import VmmError
+from hbmgym.memory_backend.vmm.protocol import VmmError, VmmRefused
+from hbmgym.memory_backend.vmm.stamps import LEAST_BLOCK_BYTES, salts
+
+_INTERRUPTED = "a run of moves was interrupted"
 
 
 class LogDriver(ABC):
@@ -33,7 +36,7 @@ class LogDriver(ABC):
 
     @abstractmethod
     def _move(self, runs: list[Run], after: Ownership) -> None:
-        """Make legal runs that lead to `after`, all of them, or none and raise VmmError."""
+        """Make legal runs that lead to `after`, all of them, or none and raise VmmError (see `_lose_track`)."""
 
     @abstractmethod
     def _run_blocks(self, ops: np.ndarray) -> None:
@@ -112,10 +115,22 @@ class LogDriver(ABC):
         runs = make_runs(ops)
         after = self._ownership.after(runs)
         started = perf_counter()
-        self._move(runs, after)
+        self._refusal = _INTERRUPTED
+        try:
+            self._move(runs, after)
+        except VmmError:
+            if self._refusal == _INTERRUPTED:
+                self._refusal = ""
+            raise
         self.measured_move_s += perf_counter() - started
         self._ownership = after
         self.chunks_moved += len(ops)
+        self._refusal = ""
+
+    def _lose_track(self, cause: str, error: str) -> VmmError:
+        """What a move raises whose roll-back failed too; no chunk's contents can be trusted from now on."""
+        self._refusal = f"a move failed ({cause}) and so did its roll-back ({error})"
+        return VmmError(f"{self.name} memory: {self._refusal}; chunks are in an unknown state")
 
     def _require_legal_blocks(self, ops: np.ndarray) -> None:
         source, target, kind = ops["source"], ops["target"], ops["kind"]
@@ -127,6 +142,22 @@ class LogDriver(ABC):
         )
         _require(ops, no_copy | (ops["target_pool"] == ops["pool"]), lambda op: "a block stays in its pool")
         _require(ops, no_stamp | (ops["tag"] > 0), lambda op: f"{op.tag} is not a stamp: stamps start at 1")
+
+
+def require_stampable(name: str, layout: Layout) -> None:
+    """Raise VmmRefused if a block of `layout` is too small for a stamp; `name` is the driver's."""
+    smallest = min(layout.page_bytes, layout.slot_bytes)
+    if smallest < LEAST_BLOCK_BYTES:
+        raise VmmRefused(
+            f"{name} memory: blocks of {smallest} bytes cannot be stamped, give {LEAST_BLOCK_BYTES} or more"
+        )
+
+
+def wrong_stamp(op: np.record, offset: int, word: int) -> VmmError:
+    """What to raise about a CHECK that found `word` (64 bits) at byte `offset` of its block."""
+    found = (word ^ int(salts(np.array([offset]))[0])) % 2**64
+    held = found if word else "zeros"
+    return VmmError(f"{_block(op, op.source)}, byte {offset}: expected stamp {op.tag}, found {held}")
 
 
 def _block(op: np.record, block: int) -> str:

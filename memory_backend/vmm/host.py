@@ -10,11 +10,10 @@ import numpy as np
 from hbmgym.memory_backend.oplog import COPY, KV, POOL_NAMES, SSM
 from hbmgym.memory_backend.split import Layout
 from hbmgym.memory_backend.vmm import linux
-from hbmgym.memory_backend.vmm.driver import LogDriver
+from hbmgym.memory_backend.vmm.driver import LogDriver, require_stampable, wrong_stamp
 from hbmgym.memory_backend.vmm.ownership import Ownership, Run
 from hbmgym.memory_backend.vmm.protocol import VmmError, VmmRefused
 from hbmgym.memory_backend.vmm.stamps import (
-    LEAST_BLOCK_BYTES,
     NO_FAULT,
     WORD_BYTES,
     StampedRange,
@@ -32,6 +31,9 @@ class HostVmm(LogDriver):
 
     Block b of a pool is bytes [b, b + 1) * block_bytes of its range. Raises VmmRefused when the layout cannot be
     held here.
+
+    One thread at a time: nothing here is locked, and whoever touches a view while a chunk under it moves may be
+    killed. A forked child has none of the memory: there every method refuses, and touching a view kills the child.
     """
 
     name = "host"
@@ -47,9 +49,14 @@ class HostVmm(LogDriver):
             try:
                 self._acquire(layout.budget_bytes, resources)
             except OSError as error:
-                raise VmmRefused(f"host memory: {error.strerror} while mapping {layout.budget_bytes} bytes") from error
+                raise VmmRefused(
+                    f"host memory: {error.strerror} while mapping {layout.budget_bytes} bytes: give a smaller budget "
+                    "or take the accounting backend"
+                ) from error
             # Also runs when the driver is dropped without close().
             self._release = weakref.finalize(self, resources.pop_all().close)
+        self._process = os.getpid()
+        _open_drivers.add(self)
 
     def check(self) -> None:
         """Raise VmmError unless every chunk is owned once and the kernel maps exactly the owned chunks, in place."""
@@ -77,6 +84,13 @@ class HostVmm(LogDriver):
         self._stamped = ()
         self._release()
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: forget memory that only the parent has mapped; here its addresses may be anyone's."""
+        if self._release.detach():
+            self._refusal = f"opened in process {self._process}, this is process {os.getpid()}: open one per process"
+            self._stamped = ()
+            os.close(self._descriptor)
+
     def _acquire(self, budget_bytes: int, resources: ExitStack) -> None:
         self._descriptor = linux.sealed_memory("hbmgym-chunks", budget_bytes)
         resources.callback(os.close, self._descriptor)
@@ -87,10 +101,12 @@ class HostVmm(LogDriver):
             if chunks.size:
                 length, offset = chunks.size * self._chunk_bytes, int(chunks[0]) * self._chunk_bytes
                 linux.map_file(self._bases[pool], length, self._descriptor, offset)
+                linux.keep_from_children(self._bases[pool], length)
         self._stamped = tuple(self._stamped_range(pool, budget_bytes) for pool in (KV, SSM))
 
     def _reserve_pool(self, budget_bytes: int, resources: ExitStack) -> int:
-        # Ranges that start on a multiple of the chunk let mremap move whole page tables: several times faster.
+        # Ranges that start on a multiple of the chunk let mremap move whole page tables: several times faster, and as
+        # fast as with huge pages. Those are not asked for: they take longer to make, and copies gain nothing.
         length = budget_bytes + self._chunk_bytes
         address = linux.reserve_anywhere(length)
         resources.callback(linux.unmap, address, length)
@@ -134,12 +150,9 @@ class HostVmm(LogDriver):
         return self._stamped[pool].data[block * size : (block + 1) * size]
 
     def _wrong_stamp(self, op: np.record, word: int) -> VmmError:
-        stamped = self._stamped[op.pool]
-        offset, salt = int(stamped.offsets[word]), int(stamped.salts[word])
+        offset = int(self._stamped[op.pool].offsets[word])
         held = self._block(op.pool, op.source)[offset : offset + WORD_BYTES].tobytes()
-        found = (int.from_bytes(held, "little", signed=True) ^ salt) % 2**64
-        raw = "zeros" if not any(held) else str(found)
-        return VmmError(f"{POOL_NAMES[op.pool]} block {op.source}, byte {offset}: expected stamp {op.tag}, found {raw}")
+        return wrong_stamp(op, offset, int.from_bytes(held, "little", signed=True))
 
     def _move(self, runs: list[Run], after: Ownership) -> None:
         # Chunks that follow each other in the memfd and in a pool are one mapping to the kernel, and move as one.
@@ -187,13 +200,25 @@ class HostVmm(LogDriver):
                 self.reserve(base + count * self._chunk_bytes, (highest - count) * self._chunk_bytes)
 
 
+_open_drivers: weakref.WeakSet[HostVmm] = weakref.WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for driver in _open_drivers:
+        driver.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_all_to_parent)
+
+
 def _require_layout_fits(layout: Layout) -> None:
     """Raise VmmRefused for a layout that this computer cannot hold or that stamps cannot cover."""
     if layout.chunk_bytes % mmap.PAGESIZE:
-        raise VmmRefused(f"host memory: chunk_bytes {layout.chunk_bytes} is not a multiple of {mmap.PAGESIZE}")
-    smallest = min(layout.page_bytes, layout.slot_bytes)
-    if smallest < LEAST_BLOCK_BYTES:
-        raise VmmRefused(f"host memory: blocks of {smallest} bytes cannot be stamped, give {LEAST_BLOCK_BYTES} or more")
+        raise VmmRefused(
+            f"host memory: chunk_bytes {layout.chunk_bytes} is not a multiple of the {mmap.PAGESIZE} bytes of a page: "
+            f"give {-(-layout.chunk_bytes // mmap.PAGESIZE) * mmap.PAGESIZE}"
+        )
+    require_stampable("host", layout)
     free_bytes, source = linux.free_memory()
     if layout.budget_bytes > free_bytes // 2:
         raise VmmRefused(

@@ -21,6 +21,7 @@ _libc.mmap.restype = _libc.mremap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
 _libc.mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class FileMapping(NamedTuple):
@@ -38,7 +39,7 @@ def sealed_memory(name: str, length: int) -> int:
         os.ftruncate(descriptor, length)
         # Pages made on demand would cost far more than a move, and running out of them would be a SIGBUS.
         os.posix_fallocate(descriptor, 0, length)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     except BaseException:
         os.close(descriptor)
         raise
@@ -59,6 +60,12 @@ def map_file(address: int, length: int, descriptor: int, offset: int) -> None:
     """Map a file's bytes readable, writable and present over a range we own."""
     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE | _MAP_FIXED
     _mmap(address, length, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, offset)
+
+
+def keep_from_children(address: int, length: int) -> None:
+    """Let a forked child have a hole where this mapping is; the mark moves with the mapping."""
+    if _libc.madvise(address, length, mmap.MADV_DONTFORK):
+        raise _last_error()
 
 
 def remap(source: int, length: int, target: int) -> None:

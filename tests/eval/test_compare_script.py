@@ -1,15 +1,20 @@
 """`python eval/compare.py`: flags in, a table and whole files out."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from hbmgym.controllers.helm.policy import Policy
+from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.eval.cells import UnequalCells
 from hbmgym.eval.compare import main
 
+from .double import build_or_skip, run_on_double
 from .traffic import HBM_GIB, MODEL, write_trace
 
 SCRIPT = Path(__file__).resolve().parents[2] / "eval" / "compare.py"
@@ -41,6 +46,58 @@ def test_any_selection_of_controllers_makes_a_table(tmp_path, trace, controllers
     assert (tmp_path / "new" / "cells.json").is_file()
 
 
+@pytest.fixture
+def sparse(tmp_path) -> tuple[str, ...]:
+    """Little traffic on little memory: where bytes really move, they take their time."""
+    path = write_trace(tmp_path / "own.jsonl", rate_per_s=0.1)
+    return ("--trace", str(path), "--hbm-gib", "0.5", "--seeds", "1", "--no-oracle")
+
+
+def cells_of(folder: Path, *flags: str) -> bytes:
+    main([*SERVING, *flags, "--out", str(folder)])
+    return (folder / "cells.json").read_bytes()
+
+
+def test_host_memory_says_what_it_moved_and_changes_no_cell(tmp_path, sparse, capsys):
+    flags = (*sparse, "--controllers", "static-0.5,demand")
+    expected = cells_of(tmp_path / "accounting", *flags)
+    assert "backend" not in capsys.readouterr().out
+    assert cells_of(tmp_path / "host", *flags, "--backend", "host", "--check") == expected
+    moved, stamps, microseconds = reported("host", capsys.readouterr().out)
+    timings = json.loads((tmp_path / "host" / "timings.json").read_text())
+    assert moved == sum(timing["chunks_moved"] for timing in timings) > 0
+    assert stamps == sum(timing["stamps_checked"] for timing in timings) > 0
+    assert microseconds > 0.0
+
+
+def reported(backend: str, printed: str) -> tuple[int, int, float]:
+    """(chunks moved, stamps read back, microseconds per chunk) of the backend's line."""
+    line = next(line for line in printed.splitlines() if line.startswith(f"backend {backend} in "))
+    found = re.search(r": ([\d,]+) chunks moved \(([\d.]+) us each\), ([\d,]+) stamps read back and right$", line)
+    assert found, line
+    return int(found[1].replace(",", "")), int(found[3].replace(",", "")), float(found[2])
+
+
+def test_a_policy_moves_memory_of_a_gpu_as_accounting_says(tmp_path, sparse):
+    double = build_or_skip(tmp_path)
+    layers = [(np.full((8, OBSERVATION_SIZE), 0.1), np.zeros(8)), (np.ones((1, 8)), np.zeros(1))]
+    Policy.from_layers([(w.astype(np.float32), b.astype(np.float32)) for w, b in layers]).save(tmp_path / "policy.npz")
+    flags = (*sparse, "--controllers", f"ppo:{tmp_path / 'policy.npz'}")
+    expected = cells_of(tmp_path / "accounting", *flags)
+    flags = (*SERVING, *flags, "--backend", "cuda", "--out", str(tmp_path / "cuda"))
+    ended = run_on_double(double, "eval/compare.py", *flags)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "cuda" / "cells.json").read_bytes() == expected
+    moved, stamps, _ = reported("cuda", ended.stdout)
+    assert moved > 0 and stamps > 0
+
+
+def test_a_budget_that_the_backend_cannot_hold_is_one_line(tmp_path, trace):
+    ended = run_on_double(build_or_skip(tmp_path), "eval/compare.py", *trace, "--hbm-gib", "40", "--backend", "cuda")
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1 and "give a smaller budget" in ended.stderr
+
+
 def test_a_table_that_is_refused_leaves_no_folder(tmp_path, trace, capsys, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise UnequalCells("x seed 1: budget_bytes is 1 for a but 2 for b: give both equal budgets")
@@ -64,7 +121,7 @@ def test_an_interruption_leaves_no_folder(tmp_path, trace, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("script", ["eval/compare.py", "eval/bench.py", "train/ppo.py"])
+@pytest.mark.parametrize("script", ["eval/compare.py", "eval/bench.py", "eval/gpu_check.py", "train/ppo.py"])
 def test_without_the_package_a_script_says_so_in_one_line(script, tmp_path):
     # -S leaves site-packages out, and with them the package; -E whatever PYTHONPATH says.
     path = SCRIPT.parents[1] / script

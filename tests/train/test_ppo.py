@@ -68,7 +68,7 @@ def test_a_smoke_run_writes_everything_that_is_promised(flags, tmp_path):
     assert (run / "policy.npz").read_bytes() == (run / "best" / "policy.npz").read_bytes()
     assert {cell["controller"] for cell in json.loads((run / "cells.json").read_text())} >= {"ppo", "threshold"}
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["host"]["metrics_equal"] or summary["host"]["refused"]
+    assert summary["replay"]["metrics_equal"] or summary["replay"]["refused"]
     assert "ppo against sglang-0.9" in "\n".join(summary["tables"]["own"])
     assert {"slo/ttft_p99", "slo/violation", "eval/cost"} <= tags(next((run / "references").glob("own-sglang-0.9")))
 

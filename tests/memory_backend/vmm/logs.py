@@ -1,4 +1,4 @@
-"""Op logs written by hand, and small layouts for the tests of the drivers."""
+"""Op logs written by hand, small layouts, and the bytes of any driver."""
 
 from typing import Any
 
@@ -14,6 +14,10 @@ CHUNKS, KV_CHUNKS = 32, 20
 # Neither size divides the chunk, and the slot is not a multiple of 8: blocks straddle chunks at odd addresses.
 LAYOUT = Layout(CHUNKS * CHUNK, CHUNK, 1_500_008, 5_000_003, min_slots=1, min_pages=1)
 SMALL = Layout(CHUNKS * 4096, 4096, 3_000, 10_000, min_slots=1, min_pages=1)
+
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+DRIVERS_WITH_BYTES = ["host", CUDA]
+DRIVERS = ["accounting", *DRIVERS_WITH_BYTES]
 
 
 def zero(pool: int, block: int) -> tuple[int, ...]:
@@ -45,6 +49,30 @@ def moves(vmm: Vmm, pool: int, count: int) -> list[tuple[int, ...]]:
 
 def pool_bytes(vmm: Any, pool: int) -> Any:
     return vmm.view(pool, 0, len(vmm.chunk_at(pool)) * CHUNK)
+
+
+def read_bytes(vmm: Any, pool: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """A copy of the bytes [start, stop) of a pool; to the top without `stop`."""
+    stop = len(vmm.chunk_at(pool)) * CHUNK if stop is None else stop
+    if vmm.name != "cuda":
+        return vmm.view(pool, start, stop - start).copy()
+    from tests.memory_backend.vmm import device  # cuda.bindings exists on Linux only
+
+    return device.read(vmm.base(pool) + start, stop - start)
+
+
+def write_bytes(vmm: Any, pool: int, start: int, data: np.ndarray) -> None:
+    """Overwrite the bytes of a pool from `start` on."""
+    if vmm.name != "cuda":
+        vmm.view(pool, start, data.size)[:] = data
+        return
+    from tests.memory_backend.vmm import device
+
+    device.write(vmm.base(pool) + start, data)
+
+
+def random_bytes(length: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, length, dtype=np.uint8)
 
 
 def owners(vmm: Vmm) -> list[list[int]]:

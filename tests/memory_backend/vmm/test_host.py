@@ -1,10 +1,11 @@
 """The host driver: real bytes, and system calls that fail."""
 
 import errno
+import fcntl
 import gc
+import json
 import os
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from tests.memory_backend.vmm.logs import (
     KV_CHUNKS,
     LAYOUT,
     check,
-    copy,
     log,
     moves,
     open_or_skip,
@@ -27,7 +27,6 @@ from tests.memory_backend.vmm.logs import (
     pool_bytes,
     scatter,
     stamp,
-    zero,
 )
 
 
@@ -37,46 +36,6 @@ def host() -> Iterator[Any]:
         yield driver
 
 
-def test_a_moved_chunk_keeps_its_bytes(host: Any) -> None:
-    rng = np.random.default_rng(1)
-    top = pool_bytes(host, KV)[-3 * CHUNK :]
-    top[:] = rng.integers(0, 256, top.size, dtype=np.uint8)
-    chunks = top.reshape(3, CHUNK).copy()
-    host.execute(log(*moves(host, KV, 3)))
-    np.testing.assert_array_equal(pool_bytes(host, SSM)[-3 * CHUNK :].reshape(3, CHUNK), chunks)
-
-
-def test_copy_and_zero_reach_every_byte_of_a_block_and_no_other(host: Any) -> None:
-    size = LAYOUT.slot_bytes
-    data = pool_bytes(host, SSM)
-    data[:] = np.random.default_rng(2).integers(0, 256, data.size, dtype=np.uint8)
-    expected = data.copy()
-    host.execute(log(copy(SSM, 3, 1), zero(SSM, 2)))
-    expected[size : 2 * size] = expected[3 * size : 4 * size]
-    expected[2 * size : 3 * size] = 0
-    np.testing.assert_array_equal(data, expected)
-
-
-def test_check_finds_any_overwritten_chunk_of_a_block(host: Any) -> None:
-    start, size = LAYOUT.slot_bytes, LAYOUT.slot_bytes
-    edges = [start, *range(-(-start // CHUNK) * CHUNK, start + size, CHUNK), start + size]
-    for low, high in pairwise(edges):
-        host.execute(log(stamp(SSM, 1, 6), check(SSM, 1, 6)))
-        pool_bytes(host, SSM)[low:high] = 0
-        with pytest.raises(VmmError, match=r"ssm block 1, byte \d+: expected stamp 6, found"):
-            host.execute(log(check(SSM, 1, 6)))
-
-
-def test_check_finds_chunks_that_changed_places_inside_a_block() -> None:
-    layout = Layout(8 * CHUNK, CHUNK, CHUNK, 4 * CHUNK, 1, 1)
-    with open_or_skip("host", layout, 4) as host:
-        host.execute(log(stamp(SSM, 0, 6)))
-        data = pool_bytes(host, SSM)
-        data[: 2 * CHUNK] = np.roll(data[: 2 * CHUNK], CHUNK)
-        with pytest.raises(VmmError, match="ssm block 0, byte 0: expected stamp 6"):
-            host.execute(log(check(SSM, 0, 6)))
-
-
 def test_check_compares_owners_with_what_the_kernel_maps(host: Any) -> None:
     kv, ssm = (pool_bytes(host, pool).ctypes.data for pool in (KV, SSM))
     host.remap(kv, CHUNK, ssm)
@@ -84,14 +43,14 @@ def test_check_compares_owners_with_what_the_kernel_maps(host: Any) -> None:
         host.check()
 
 
-def failing(call: Callable[..., None], failures: set[int]) -> Callable[..., None]:
+def failing(call: Callable[..., Any], failures: set[int]) -> Callable[..., Any]:
     """`call`, but the calls numbered in `failures` (from 0) raise ENOMEM."""
     made = iter(range(10**6))
 
-    def attempt(*arguments: int) -> None:
+    def attempt(*arguments: Any) -> Any:
         if next(made) in failures:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        call(*arguments)
+        return call(*arguments)
 
     return attempt
 
@@ -146,12 +105,20 @@ def test_a_vacated_position_stays_reserved(host: Any) -> None:
     assert [rights for (low, high), rights in ranges if low <= vacated < high] == ["---p"]
 
 
-def test_the_chunks_cannot_grow_or_shrink(host: Any) -> None:
-    links = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) > 2 and alive(fd)}
-    (descriptor,) = (int(fd) for fd, link in links.items() if "hbmgym-chunks" in link)
+def test_the_chunks_cannot_grow_or_shrink_and_are_all_there(host: Any) -> None:
+    descriptor = chunks_descriptor()
     for size in (LAYOUT.budget_bytes + CHUNK, LAYOUT.budget_bytes - CHUNK):
         with pytest.raises(PermissionError):
             os.ftruncate(descriptor, size)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    assert os.fstat(descriptor).st_blocks * 512 == LAYOUT.budget_bytes
+
+
+def chunks_descriptor() -> int:
+    links = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if alive(fd)}
+    (descriptor,) = (int(fd) for fd, link in links.items() if "hbmgym-chunks" in link)
+    return descriptor
 
 
 def alive(descriptor: str) -> bool:
@@ -181,10 +148,131 @@ def test_nothing_of_a_driver_is_left(end: str) -> None:
     assert not any(high - low >= LAYOUT.budget_bytes and low <= base < high for low, high in starts for base in bases)
 
 
-def test_a_refused_driver_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def address_space() -> int:
+    """Bytes of addresses that the process has reserved or mapped."""
+    rows = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return next(int(row[1]) * 1024 for row in rows if row[0] == "VmSize:")
+
+
+def linux_or_skip() -> Any:
     linux = pytest.importorskip("hbmgym.memory_backend.vmm.linux", exc_type=ImportError)
     open_or_skip("host").close()
-    monkeypatch.setattr(linux, "remap", failing(linux.remap, {0}))
-    with pytest.raises(VmmRefused, match=r"Linux 5.13 or later is needed"):
+    return linux
+
+
+CONSTRUCTOR_CALLS = [
+    ("sealed_memory", 1),
+    ("reserve_anywhere", 2),
+    ("map_file", 3),
+    ("remap", 1),
+    ("reserve", 2),
+    ("keep_from_children", 2),
+]
+
+
+@pytest.mark.parametrize(("call", "number"), [(call, n) for call, calls in CONSTRUCTOR_CALLS for n in range(calls)])
+def test_any_failing_call_of_the_constructor_leaves_nothing(
+    call: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linux = linux_or_skip()
+    before = address_space()
+    monkeypatch.setattr(linux, call, failing(getattr(linux, call), {number}))
+    with pytest.raises(VmmRefused, match=r"Cannot allocate memory( while mapping|; Linux 5.13 or later is needed)"):
+        open_vmm("host", LAYOUT, KV_CHUNKS)
+    assert footprint() == (0, 0) and address_space() - before < LAYOUT.budget_bytes
+
+
+def test_the_constructor_makes_no_other_call_that_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    linux = linux_or_skip()
+    for call, calls in CONSTRUCTOR_CALLS:
+        monkeypatch.setattr(linux, call, failing(getattr(linux, call), {calls}))
+    with open_vmm("host", LAYOUT, KV_CHUNKS) as host:
+        host.check()
+
+
+@pytest.mark.parametrize("step", ["os.ftruncate", "os.posix_fallocate", "fcntl.fcntl"])
+def test_a_memfd_that_cannot_be_filled_or_sealed_is_closed(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    linux_or_skip()
+    monkeypatch.setattr(step, failing(lambda *arguments: None, {0}))
+    with pytest.raises(VmmRefused, match="Cannot allocate memory while mapping 67108864 bytes: give a smaller budget"):
         open_vmm("host", LAYOUT, KV_CHUNKS)
     assert footprint() == (0, 0)
+
+
+@pytest.mark.parametrize("layout", [Layout(10**6, 1000, 100, 100, 1, 1), Layout(2**50, 2**40, 2**40, 2**40, 1, 1)])
+def test_a_refused_layout_leaves_nothing(layout: Layout) -> None:
+    linux_or_skip()
+    before = address_space()
+    with pytest.raises(VmmRefused, match=r": give (\d+|a smaller budget or take the accounting backend)$"):
+        open_vmm("host", layout, 1)
+    assert footprint() == (0, 0) and address_space() - before < LAYOUT.budget_bytes
+
+
+def test_adjacent_chunks_are_one_mapping_however_they_came_together(host: Any) -> None:
+    linux = pytest.importorskip("hbmgym.memory_backend.vmm.linux", exc_type=ImportError)
+    rng = np.random.default_rng(3)
+    while host.chunks_moved < 2000:
+        pool = int(rng.integers(2))
+        count = int(rng.integers(0, len(host.chunk_at(pool)))) + 1 if len(host.chunk_at(pool)) else 0
+        single = bool(rng.integers(2))
+        for _ in range(count if single else 1):
+            host.execute(log(*moves(host, pool, 1 if single else count)) if count else log())
+        stretches = sum(1 + np.count_nonzero(np.diff(chunks) != 1) for chunks in owners(host) if chunks)
+        assert len(linux.file_mappings(chunks_descriptor())) == stretches
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # other threads of the test run do not matter here
+def test_a_forked_child_is_refused_and_the_parent_goes_on(host: Any) -> None:
+    host.execute(log(stamp(KV, 0, 3), stamp(SSM, 0, 4), *moves(host, KV, 2)))
+    expected = f"opened in process {os.getpid()}, this is process "
+    told, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(told)
+        try:
+            os.write(tell, json.dumps(seen_by_child(host)).encode())
+        finally:
+            os._exit(0)
+    os.close(tell)
+    with open(told) as pipe:
+        seen = json.loads(pipe.read())
+    os.waitpid(child, 0)
+    assert len(seen["refusals"]) == 6
+    for refusal in seen["refusals"]:
+        assert refusal == f"host memory refuses every operation: {expected}{child}: open one per process"
+    assert seen["footprint"] == [0, 0] and seen["closed"].endswith("it is closed")
+    assert seen["kept"] == "of the child"
+    host.execute(log(check(KV, 0, 3), check(SSM, 0, 4), *moves(host, SSM, 2)))
+    host.check()
+
+
+def seen_by_child(host: Any) -> dict[str, Any]:
+    """What a forked child finds; it maps memory of its own where the parent has a pool, and must keep it."""
+    from hbmgym.memory_backend.vmm import linux
+
+    def refusal(use: Callable[[], Any]) -> str:
+        try:
+            return f"not refused: {use()}"
+        except VmmError as error:
+            return str(error)
+
+    address = host._bases[KV]
+    uses = (
+        lambda: host.execute(log(check(KV, 0, 3))),
+        lambda: host.chunk_at(KV),
+        lambda: host.base(KV),
+        lambda: host.view(KV, 0, 8),
+        host.end_batch,
+        host.check,
+    )
+    seen = {"refusals": [refusal(use) for use in uses], "footprint": footprint()}
+    own = os.memfd_create("of-the-child")
+    os.ftruncate(own, CHUNK)
+    linux.map_file(address, CHUNK, own, 0)
+    memory = linux.bytes_at(address, 12)
+    memory[:] = np.frombuffer(b"of the child", np.uint8)
+    host.close()
+    seen["closed"] = refusal(host.check)
+    host._release()
+    seen["kept"] = memory.tobytes().decode()
+    return seen
