@@ -8,7 +8,7 @@ ARGS ?=
 PIP_INSTALL = "$(VENV)/bin/python" -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e
 RUN = "$(VENV)/bin/python"
 
-.PHONY: help train test lint bench gpu-check
+.PHONY: help train test lint bench soak gpu-check
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo 'make test    run the tests          ARGS="..." goes to pytest'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   measure the speed      ARGS="..." goes to eval/bench.py'
+	@echo 'make soak    a million random operations on the allocator      ARGS="..." goes to tests/soak.py'
 	@echo 'make gpu-check   what the GPU does and what moving memory costs   ARGS="..." goes to eval/gpu_check.py'
 	@echo 'Settings: PYTHON ($(PYTHON), >= 3.11), VENV ($(VENV)), PIP_ARGS (for pip install, e.g. an index of CPU wheels)'
 
@@ -24,6 +25,9 @@ train: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(RUN) eval/bench.py $(ARGS)
+
+soak: $(VENV)/.installed
+	$(RUN) tests/soak.py $(ARGS)
 
 gpu-check: $(VENV)/.dev
 	$(RUN) eval/gpu_check.py $(ARGS)

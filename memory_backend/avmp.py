@@ -26,6 +26,7 @@ from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
 from hbmgym.memory_backend.vmm import VmmError, open_vmm
 
 Handles = NDArray[np.uint64]
+_HANDLE = np.dtype(np.uint64)
 _POOL_OF = {name: pool for pool, name in enumerate(POOL_NAMES)}
 _GENERATION_STEP = 0x9E3779B1
 """Odd, so that the first 2^31 allocators of a process begin with different generations: foreign handles are refused."""
@@ -201,7 +202,7 @@ class Avmp:
         if type(count) is not int or count < 0:
             raise ValueError(f"count is {count!r}, expected an integer >= 0")
         pool = _pool_of(kind)
-        handles = np.empty(count, np.uint64)
+        handles = np.empty(count, _HANDLE)
         left = kernels.allocate_blocks(self._table, pool, handles)
         if left:
             self._finish_allocation(pool, handles, left)
@@ -479,9 +480,10 @@ class Avmp:
 
 
 def _pool_of(kind: str) -> int:
-    if kind not in _POOL_OF:
-        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(POOL_NAMES)}")
-    return _POOL_OF[kind]
+    try:
+        return _POOL_OF[kind]
+    except (KeyError, TypeError):
+        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(POOL_NAMES)}") from None
 
 
 def _share(kv_share: float) -> float:
@@ -492,10 +494,10 @@ def _share(kv_share: float) -> float:
 
 def _as_handles(handles: Sequence[int] | Handles) -> Handles:
     """uint64[n], contiguous: what the kernels take."""
-    if type(handles) is np.ndarray and handles.dtype == np.uint64:
-        return np.ascontiguousarray(handles).reshape(-1)
+    if type(handles) is np.ndarray and handles.dtype is _HANDLE and handles.ndim == 1 and handles.flags.c_contiguous:
+        return handles
     try:
-        return np.array([int(handle) for handle in handles], dtype=np.uint64)
+        return np.array([int(handle) for handle in handles], dtype=_HANDLE)
     except (TypeError, ValueError, OverflowError) as error:
         raise BadHandle(f"{handles!r} are not handles: expected integers from allocate()") from error
 

@@ -17,7 +17,7 @@ from typing import Any
 import numba
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_KERNEL_FOLDERS = ("memory_backend", "envs", "controllers")
+_KERNEL_FOLDERS = ("memory_backend", "envs", "controllers", "eval")
 _KEPT_CACHES = 8
 _MARKS = (b"kernel\n", b"@intrinsic\n", b"np.dtype(")
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from hbmgym.memory_backend.split import Layout
 from hbmgym.memory_backend.vmm.accounting import AccountingVmm
@@ -10,12 +11,12 @@ from hbmgym.memory_backend.vmm.protocol import Vmm, VmmError, VmmRefused
 __all__ = ["BACKENDS", "Vmm", "VmmError", "VmmRefused", "open_vmm"]
 
 
-def _open_host(layout: Layout, kv_chunks: int) -> Vmm:
+def _open_host(layout: Layout, kv_chunks: int, huge_pages: bool = False) -> Vmm:
     if not sys.platform.startswith("linux"):
         raise VmmRefused(f"host memory: memfd and mremap need Linux, this is {sys.platform}")
     from hbmgym.memory_backend.vmm.host import HostVmm  # its imports exist on Linux only
 
-    return HostVmm(layout, kv_chunks)
+    return HostVmm(layout, kv_chunks, huge_pages)
 
 
 def _open_cuda(layout: Layout, kv_chunks: int) -> Vmm:
@@ -29,6 +30,7 @@ def _open_cuda(layout: Layout, kv_chunks: int) -> Vmm:
 _DRIVERS: dict[str, Callable[[Layout, int], Vmm]] = {
     "accounting": AccountingVmm,
     "host": _open_host,
+    "host-huge": partial(_open_host, huge_pages=True),
     "cuda": _open_cuda,
 }
 _BEST_FIRST = ("cuda", "host", "accounting")
@@ -39,8 +41,9 @@ BACKENDS = (*_DRIVERS, "auto")
 def open_vmm(backend: str, layout: Layout, kv_chunks: int) -> Vmm:
     """The driver named `backend`, with chunks 0..kv_chunks-1 in KV and the rest in SSM.
 
-    `auto` is cuda where there is a GPU that can hold the budget, else host, else accounting; `why` says which, and why
-    none before it. Raises VmmRefused when the named driver cannot be had here, ValueError for an unknown name.
+    `host-huge` is host on huge pages. `auto` is cuda where there is a GPU that can hold the budget, else host, else
+    accounting; `why` says which, and why none before it. Raises VmmRefused when the named driver cannot be had here,
+    ValueError for an unknown name.
     """
     if backend == "auto":
         return _open_best(layout, kv_chunks)

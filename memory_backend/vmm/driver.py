@@ -53,17 +53,17 @@ class LogDriver(ABC):
     def execute(self, ops: np.ndarray) -> None:
         """Execute `ops` in order (see `Vmm.execute`)."""
         self._require_usable()
-        ops = ops.view(np.recarray)
+        ops = ops.view(np.ndarray)  # the fields of record arrays are slow to reach
         kinds = ops["kind"]
         _require(ops, (kinds >= 0) & (kinds < len(OP_NAMES)), lambda op: f"unknown kind {op.kind}")
         for pools in (ops["pool"], ops["target_pool"]):
             _require(ops, (pools >= 0) & (pools < len(POOL_NAMES)), lambda op: f"unknown pool in {op}")
         for part in _parts(ops):
-            if part[0].kind == MOVE:
+            if part["kind"][0] == MOVE:
                 self._make_moves(part)
             else:
                 self._require_legal_blocks(part)
-                self._run_blocks(part)
+                self._run_blocks(part.view(np.recarray))
 
     def chunk_at(self, pool: int) -> np.ndarray:
         """Physical chunk at each position of `pool`: int64[chunks of the pool]."""
@@ -166,7 +166,8 @@ def _block(op: np.record, block: int) -> str:
 
 def _parts(ops: np.ndarray) -> Iterator[np.ndarray]:
     """Consecutive entries that are all MOVEs or all something else."""
-    turns = np.flatnonzero(np.diff(ops["kind"] == MOVE)) + 1
+    is_move = ops["kind"] == MOVE
+    turns = np.flatnonzero(is_move[1:] != is_move[:-1]) + 1
     edges = [0, *turns.tolist(), len(ops)]
     return (ops[start:stop] for start, stop in pairwise(edges) if stop > start)
 
@@ -174,6 +175,6 @@ def _parts(ops: np.ndarray) -> Iterator[np.ndarray]:
 def _require(ops: np.ndarray, legal: np.ndarray, problem: Callable[[np.record], str]) -> None:
     """Raise VmmError about the first entry that is not `legal`."""
     if not legal.all():
-        op = ops[int(np.argmin(legal))]
+        op = ops.view(np.recarray)[int(np.argmin(legal))]
         name = OP_NAMES[op.kind] if 0 <= op.kind < len(OP_NAMES) else "op"
         raise VmmError(f"{name}: {problem(op)}")

@@ -14,6 +14,7 @@ from hbmgym.memory_backend.vmm.protocol import VmmRefused
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
+_MADV_COLLAPSE = 25
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -66,6 +67,20 @@ def keep_from_children(address: int, length: int) -> None:
     """Let a forked child have a hole where this mapping is; the mark moves with the mapping."""
     if _libc.madvise(address, length, mmap.MADV_DONTFORK):
         raise _last_error()
+
+
+def collapse(address: int, length: int) -> None:
+    """Put a mapping's pages together into huge ones (Linux 6.1), whatever the system's setting for shared memory."""
+    if _libc.madvise(address, length, _MADV_COLLAPSE):
+        raise _last_error()
+
+
+def huge_page_bytes() -> int:
+    """Bytes of a transparent huge page; one page of the system where there are none."""
+    try:
+        return int(Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").read_text())
+    except OSError:
+        return mmap.PAGESIZE
 
 
 def remap(source: int, length: int, target: int) -> None:

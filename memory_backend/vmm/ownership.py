@@ -45,7 +45,8 @@ class Run(NamedTuple):
 def make_runs(ops: np.ndarray) -> list[Run]:
     """The fewest runs that make up MOVE entries (dtype `oplog.OP`, shape [n], n >= 1), in their order."""
     pool, source, target_pool, target = (ops[name] for name in ("pool", "source", "target_pool", "target"))
-    follows = (np.diff(pool) == 0) & (np.diff(target_pool) == 0) & (np.diff(source) == 1) & (np.diff(target) == 1)
+    same_pools = (pool[1:] == pool[:-1]) & (target_pool[1:] == target_pool[:-1])
+    follows = same_pools & (source[1:] == source[:-1] + 1) & (target[1:] == target[:-1] + 1)
     edges = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(ops)]
     return [
         Run(int(pool[i]), int(source[i]), int(target_pool[i]), int(target[i]), tuple(ops["tag"][i:stop].tolist()))

@@ -17,11 +17,11 @@ from .double import ROOT, build_or_skip, run_on_double
 
 pytest.importorskip("cuda.bindings.driver", exc_type=ImportError)
 
-from hbmgym.eval import gpu_check  # noqa: E402
-from hbmgym.eval.gpu.isolation import Failed, isolated  # noqa: E402
-from hbmgym.eval.gpu.plan import Plan  # noqa: E402
-from hbmgym.eval.gpu.report import Report, conclusions, cost_constants, slug, table  # noqa: E402
-from hbmgym.eval.gpu.suite import run_suite  # noqa: E402
+from hbmgym.eval import gpu_check
+from hbmgym.eval.gpu.isolation import Failed, isolated
+from hbmgym.eval.gpu.plan import Plan
+from hbmgym.eval.gpu.report import Report, conclusions, cost_constants, slug, table
+from hbmgym.eval.gpu.suite import run_suite
 
 SCRIPT = "eval/gpu_check.py"
 TRIED_ALONE = ("replay", "bad_calls", "conformance")

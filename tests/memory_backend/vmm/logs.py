@@ -16,7 +16,7 @@ LAYOUT = Layout(CHUNKS * CHUNK, CHUNK, 1_500_008, 5_000_003, min_slots=1, min_pa
 SMALL = Layout(CHUNKS * 4096, 4096, 3_000, 10_000, min_slots=1, min_pages=1)
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
-DRIVERS_WITH_BYTES = ["host", CUDA]
+DRIVERS_WITH_BYTES = ["host", "host-huge", CUDA]
 DRIVERS = ["accounting", *DRIVERS_WITH_BYTES]
 
 

@@ -5,6 +5,7 @@ import fcntl
 import gc
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.memory_backend.vmm.logs import (
     CHUNK,
     KV_CHUNKS,
     LAYOUT,
+    SMALL,
     check,
     log,
     moves,
@@ -276,3 +278,18 @@ def seen_by_child(host: Any) -> dict[str, Any]:
     host._release()
     seen["kept"] = memory.tobytes().decode()
     return seen
+
+
+def test_chunks_off_the_huge_page_are_refused_and_leave_nothing() -> None:
+    with pytest.raises(VmmRefused, match=r"not a multiple of the \d+ bytes of a huge page: give a multiple, or take"):
+        open_vmm("host-huge", SMALL, KV_CHUNKS)
+    assert footprint() == (0, 0)
+
+
+def test_huge_pages_are_really_huge() -> None:
+    with open_or_skip("host-huge") as host:
+        assert host.why == "host: asked for by name, on huge pages"
+        host.execute(log(*moves(host, KV, 5)))
+        smaps = Path("/proc/self/smaps").read_text().split("hbmgym-chunks")[1:]
+        mapped = sum(int(re.findall(r"(?:Shmem|File)PmdMapped: +(\d+) kB", part)[0]) for part in smaps)
+    assert mapped * 1024 == LAYOUT.budget_bytes

@@ -49,7 +49,7 @@ def memory(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def test_every_driver_is_held_to_these_laws() -> None:
-    assert {*BACKENDS} == {"auto", "accounting", "host", "cuda"}
+    assert {*BACKENDS} == {"auto", "accounting", "host", "host-huge", "cuda"}
 
 
 def test_starts_with_the_first_chunks_in_kv_and_the_rest_in_ssm(vmm: Any) -> None:

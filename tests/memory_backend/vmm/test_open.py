@@ -31,7 +31,7 @@ def test_other_systems_fall_back_to_accounting(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_unknown_backend_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'gpu', expected one of accounting, host, cuda, auto"):
+    with pytest.raises(ValueError, match="'gpu', expected one of accounting, host, host-huge, cuda, auto"):
         open_vmm("gpu", LAYOUT, KV_CHUNKS)
 
 

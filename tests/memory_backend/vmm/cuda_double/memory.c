@@ -1,8 +1,8 @@
 /* Memory: the device's bytes are one memfd, and a mapping shows a part of it at addresses reserved with PROT_NONE.
 
-   An unmap takes exactly one mapping; a GPU also takes several whole ones at once. Otherwise a mapping is as on a GPU:
-   memory lives until it is neither mapped nor referenced, so releasing a mapped handle is legal. It is counted, because
-   it turns a wrong unmap into lost bytes.
+   Stricter than a GPU: an unmap takes exactly one mapping, not several whole ones; reservations, too, are multiples of
+   the granularity. As on a GPU, memory lives until it is neither mapped nor referenced, so releasing a mapped handle is
+   legal; it is counted, because it turns a wrong unmap into lost bytes.
 */
 #include "abi.h"
 

@@ -14,6 +14,7 @@
 #define WATCHDOG_SECONDS 20.0
 
 static Work *oldest;
+static Work **end = &oldest; /* where the next work joins the list */
 static uint64_t serials;
 static long hold = DEFAULT_QUERIES;
 static bool backwards = true;
@@ -33,6 +34,8 @@ static void remove_work(Work *work)
     while (*link != work)
         link = &(*link)->next;
     *link = work->next;
+    if (!work->next)
+        end = link;
     for (int i = 0; i < MAX_PARAMETERS; i++)
         free(work->parameters[i]);
     free(work->staged);
@@ -124,15 +127,23 @@ Work *last_on_stream(uint64_t stream)
     return last;
 }
 
+static bool has_still_predecessor(const Work *work)
+{
+    const Work *early = oldest;
+    while (early != work && !(early->still && must_precede(early, work)))
+        early = early->next;
+    return early != work;
+}
+
 /* Does the work, or work that must precede it, stay in flight until double_finish? */
 static bool stands_still(const Work *work)
 {
-    if (work->queries == FOREVER)
-        return true;
-    for (const Work *early = oldest; early != work; early = early->next)
-        if (must_precede(early, work) && stands_still(early))
-            return true;
-    return false;
+    bool found = false;
+    for (Work *each = oldest; each; each = each->next) {
+        each->still = each->queries == FOREVER || (found && has_still_predecessor(each));
+        found = found || each->still;
+    }
+    return work->still;
 }
 
 CUresult query(Work *work)
@@ -194,15 +205,14 @@ Work *new_work(WorkKind kind, const Object *stream)
 
 CUresult launch(Work *work)
 {
-    Work **link = &oldest;
-    while (*link)
-        link = &(*link)->next;
-    *link = work;
+    *end = work;
+    end = &work->next;
     if (hold == 0)
         finish(work);
     return SUCCESS;
 }
 
+/* Unmapping what this names costs the context; on a GPU it does so if the work comes to the bytes later. */
 bool in_flight(Address at, size_t size)
 {
     for (Work *work = oldest; work; work = work->next) {

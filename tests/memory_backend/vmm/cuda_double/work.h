@@ -11,9 +11,10 @@ typedef struct Work {
     struct Work *next; /* launched later */
     WorkKind kind;
     uint64_t serial;
-    uint64_t stream; /* 0: the default stream */
-    bool blocking;   /* of the stream: does it keep order with the default stream? */
-    long queries;    /* that will still hear NOT_READY */
+    uint64_t stream;  /* 0: the default stream */
+    bool blocking;    /* of the stream: does it keep order with the default stream? */
+    long queries;     /* that will still hear NOT_READY */
+    bool still;       /* scratch of stands_still */
     uint64_t awaited; /* WAIT: serial of the RECORD */
     Address target, source;
     size_t size;
