@@ -7,7 +7,7 @@ tests use, of which no figure is written; 130 interrupted.
 import sys
 
 try:
-    from hbmgym.cli import option, parse_options, user_errors
+    from hbmgym.cli import option, parse_options, user_errors, words
     from hbmgym.eval.gpu.device import Device, NoGpu, driver_version
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
@@ -58,10 +58,10 @@ PARTS = {**ISOLATED, **DIRECT}
 class GpuCheckOptions:
     """What is checked, on how much memory, and where the figures go."""
 
+    parts: tuple[str, ...] = words(f"what to check (default: all): {', '.join(PARTS)}", "PART")
     out: str = option("results", "folder for gpu_<name>.json and costs.json; gpu_<name>.partial.json until all is run")
     gib: float = option(2.0, "GiB of GPU memory that the check may take at a time")
     quick: bool = option(False, "fewer repetitions and a shorter episode")
-    only: tuple[str, ...] = option((), f"one part, repeatable: {', '.join(PARTS)}", metavar="PART")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,11 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with user_errors(NoGpu, Failed):
             plan = Plan(options.gib, options.quick)
-            if unknown := set(options.only) - set(PARTS):
-                raise ValueError(f"--only {', '.join(sorted(unknown))} is unknown, expected one of: {', '.join(PARTS)}")
+            if unknown := set(options.parts) - set(PARTS):
+                raise ValueError(f"part {', '.join(sorted(unknown))} is unknown, expected one of: {', '.join(PARTS)}")
             device = _look_at_device(plan)
             report = _open_report(options, plan, device)
-        for part in options.only or PARTS:
+        for part in options.parts or PARTS:
             run_part(part, plan, report)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if device["fake"]:
         print(f"{device['name']} is a double of libcuda for tests: no figure is written")
     else:
-        _print(device, report, whole=not options.only)
+        _print(device, report, whole=not options.parts)
     if failed := [part for part, outcome in report.parts.items() if outcome["status"] == "failed"]:
         print(f"FAILED: {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)

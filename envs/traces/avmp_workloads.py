@@ -59,7 +59,7 @@ def load_prompt_pool(path: Path) -> np.ndarray:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TraceError(f"{path}: is not JSON ({error}): expected a list of prompt lengths") from error
     if isinstance(values, dict):
         values = values.get("prompt_tokens")

@@ -41,13 +41,13 @@ def double_folder(tmp_path_factory) -> Path:
 
 
 def only(*parts: str) -> list[str]:
-    return [flag for part in parts for flag in ("--only", part)]
+    return [flag for part in parts for flag in (part)]
 
 
 def test_on_the_double_parts_run_and_no_figure_is_written(double_folder, tmp_path):
     parts = [part for part in gpu_check.PARTS if part not in TRIED_ALONE]
     out = tmp_path / "out"
-    ended = run_on_double(double_folder, SCRIPT, "--quick", "--gib", "1", "--out", str(out), *only(*parts))
+    ended = run_on_double(double_folder, SCRIPT, "--quick", "--gib", "1", "--out", str(out), *parts)
     assert ended.returncode == 3, ended.stdout + ended.stderr
     lines = ended.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:-1]] == parts
@@ -58,7 +58,7 @@ def test_on_the_double_parts_run_and_no_figure_is_written(double_folder, tmp_pat
 
 @pytest.mark.slow
 def test_on_the_double_an_episode_gives_the_metrics_of_accounting(double_folder):
-    ended = run_on_double(double_folder, SCRIPT, "--quick", *only("replay"))
+    ended = run_on_double(double_folder, SCRIPT, "--quick", "replay")
     assert ended.returncode == 3, ended.stdout + ended.stderr
 
 
@@ -98,7 +98,7 @@ def test_without_a_gpu_one_line_says_what_to_do(tmp_path):
         (("--gib", "0.5"), "--gib is 0.5"),
         (("--gib", "nan"), "--gib is nan"),
         (("--gib", "inf"), "--gib is inf"),
-        (("--only", "luck"), "--only luck is unknown"),
+        (("luck",), "part luck is unknown"),
         (("--repeats", "3"), "unrecognized arguments"),
     ],
 )
