@@ -15,6 +15,7 @@ from pathlib import Path
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core, setup_hash
 from hbmgym.envs.serving.metrics import episode_metrics
+from hbmgym.envs.traces.avmp_traffic import PaperTraffic
 from hbmgym.envs.traces.compose import compose, compose_generated
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.generators import SessionClass
@@ -38,14 +39,21 @@ SHARES = 12
 """Static splits that are tried, evenly spread."""
 
 
+TrafficClass = SessionClass | PaperTraffic
+
+
 def class_rates(scenario: str, config: ServingConfig) -> Mapping[str, float]:
     """Requests per second of each class of `scenario`: shipped, found earlier on this computer, or found now."""
+    return {group.name: class_rate(group, config) for group in find_scenario(scenario).classes}
+
+
+def class_rate(group: TrafficClass, config: ServingConfig) -> float:
+    """Requests per second of one class alone, as `class_rates` has it."""
     # A static split never decides, so how often a controller may is no part of the question.
-    config = dataclasses.replace(config, window_s=WINDOW_S)
-    return {group.name: LOAD_FACTOR * _largest_rate(group, config) for group in find_scenario(scenario).classes}
+    return LOAD_FACTOR * _largest_rate(group, dataclasses.replace(config, window_s=WINDOW_S))
 
 
-def _largest_rate(group: SessionClass, config: ServingConfig) -> float:
+def _largest_rate(group: TrafficClass, config: ServingConfig) -> float:
     key = calibration_key(group, config)
     for table in (SHIPPED, _own_table()):
         rates = _read(table)
@@ -73,13 +81,13 @@ def _read(table: Path) -> dict[str, dict[str, float]]:
     return rates if isinstance(rates, dict) else {}
 
 
-def calibration_key(group: SessionClass, config: ServingConfig) -> str:
+def calibration_key(group: TrafficClass, config: ServingConfig) -> str:
     """Of everything that the rate depends on."""
     facts = json.dumps([dataclasses.asdict(group), setup_hash(config), WARMUP_S, MEASURED_S], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
-def remember_rate(table: Path, group: SessionClass, config: ServingConfig, rate: float) -> None:
+def remember_rate(table: Path, group: TrafficClass, config: ServingConfig, rate: float) -> None:
     """Add a rate to a table of rates."""
     rates = _read(table)
     where = {"class": group.name, "model": config.model, "gpu": config.gpu, "hbm_gib": config.hbm_gib}
@@ -91,7 +99,7 @@ def remember_rate(table: Path, group: SessionClass, config: ServingConfig, rate:
         print(f"the rate could not be kept for next time: {error}", file=sys.stderr)
 
 
-def find_largest_rate(group: SessionClass, config: ServingConfig) -> float:
+def find_largest_rate(group: TrafficClass, config: ServingConfig) -> float:
     """Requests per second that a class may offer; ValueError when even a trickle misses its SLOs."""
 
     def episodes(rate_per_s: float) -> list[Episode]:

@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from hbmgym.envs.calibration import class_rates
+from hbmgym.envs.calibration import class_rate, class_rates
 from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.traces.avmp_traffic import PaperTraffic, find_traffic
 from hbmgym.envs.traces.compose import compose, compose_generated
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.load import load_trace
-from hbmgym.envs.traces.scenarios import find_scenario, generate
+from hbmgym.envs.traces.scenarios import find_scenario, generate, generate_class
 from hbmgym.envs.traces.seeds import Part, check_seed
 from hbmgym.envs.traces.trace import Trace
 
 DEFAULT_SCENARIO = "mix-shift"
 LEAST_LOAD, MOST_LOAD = 1e-3, 1e3
+LEAST_TICK_S, MOST_TICK_S = 1e-4, 1e4
 WARMUP_S = 300.0
 MEASURED_S = 1500.0
 
@@ -50,6 +52,31 @@ class ScenarioWorkload:
 
 
 @dataclass(frozen=True)
+class PaperTrafficWorkload:
+    """A workload of the AVMP paper at `rate_per_s` requests per second."""
+
+    traffic: PaperTraffic
+    rate_per_s: float
+    page_tokens: int
+
+    @property
+    def name(self) -> str:
+        """Without the file that its lengths may come from."""
+        return self.traffic.name
+
+    @property
+    def tick_s(self) -> float:
+        """Seconds that the paper's tick lasts."""
+        return self.traffic.requests_per_tick / self.rate_per_s
+
+    def episode(self, part: Part, seed: int) -> Episode:
+        """Generated from the seed alone; raises SeedError when the seed is not of `part`, and TraceError."""
+        check_seed(part, seed)
+        trace = generate_class(self.traffic, seed, self.rate_per_s, WARMUP_S, MEASURED_S)
+        return compose_generated(trace, seed=seed, page_tokens=self.page_tokens, warmup_s=WARMUP_S)
+
+
+@dataclass(frozen=True)
 class TraceWorkload:
     """A recorded trace at `load` times its recorded rate."""
 
@@ -75,19 +102,39 @@ def open_workloads(
     scenarios: Sequence[str] = (),
     traces: Sequence[str | Path] = (),
     load: float = 1.0,
+    tick_s: float | None = None,
 ) -> list[Workload]:
     """One workload per scenario and per trace file; the default scenario if there is neither.
 
+    `tick_s`: how long a tick of the avmp- scenarios lasts at load 1; None has it calibrated like other rates.
     A scenario whose rates are not known for this configuration is calibrated first, once, which takes about a minute.
     """
     if not LEAST_LOAD <= load <= MOST_LOAD:
         raise ValueError(f"load is {load}, expected a number from {LEAST_LOAD:g} to {MOST_LOAD:g}")
     scenarios = scenarios if scenarios or traces else (DEFAULT_SCENARIO,)
     recorded = [TraceWorkload(load_trace(Path(path)), load, config.page_tokens) for path in traces]
+    traffic = {name: found for name in scenarios if (found := find_traffic(name)) is not None}
     for name in scenarios:
-        find_scenario(name)
-    names = [*scenarios, *(workload.name for workload in recorded)]
+        if name not in traffic:
+            find_scenario(name)
+    if tick_s is not None:
+        _check_tick(tick_s, bool(traffic))
+    names = [*(traffic[name].name if name in traffic else name for name in scenarios), *(w.name for w in recorded)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"workload {', '.join(twice)} is given twice: rows of a table go by name, so rename one")
-    generated = [ScenarioWorkload(name, class_rates(name, config), load, config.page_tokens) for name in scenarios]
-    return [*generated, *recorded]
+
+    def open_scenario(name: str) -> Workload:
+        if name not in traffic:
+            return ScenarioWorkload(name, class_rates(name, config), load, config.page_tokens)
+        group = traffic[name]
+        rate_per_s = class_rate(group, config) if tick_s is None else group.requests_per_tick / tick_s
+        return PaperTrafficWorkload(group, load * rate_per_s, config.page_tokens)
+
+    return [*map(open_scenario, scenarios), *recorded]
+
+
+def _check_tick(tick_s: float, used: bool) -> None:
+    if not LEAST_TICK_S <= tick_s <= MOST_TICK_S:
+        raise ValueError(f"tick_s is {tick_s}, expected a number from {LEAST_TICK_S:g} to {MOST_TICK_S:g}")
+    if not used:
+        raise ValueError(f"tick_s is {tick_s}, but only avmp- scenarios have ticks, and none is given")

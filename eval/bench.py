@@ -54,6 +54,7 @@ AT_LEAST = {
 }
 AT_MOST = {
     "decision_us_p99": 10,
+    "memory_mappings_grown": 0,
     "memory_mappings_per_chunk": 1.0,
     "memory_resident_over_budget": 1.01,
     "memory_memfd_over_budget": 1.01,

@@ -113,10 +113,10 @@ def _host_figures() -> Figures:
             figures[f"memory_move_us_{count}"] = move_us
             figures[f"memory_copy_us_{count}"] = copy_us
         figures["memory_move_speedup_128"] = figures["memory_copy_us_128"] / figures["memory_move_us_128"]
-        _shuffle(vmm, _MIGRATIONS // 10)
-        early = _chunk_mappings()
-        _shuffle(vmm, _MIGRATIONS)
-        figures["memory_mappings_grown"] = _chunk_mappings() - early
+        mappings = _chunk_mappings()
+        _go_there_and_back(vmm, _MIGRATIONS)
+        figures["memory_mappings_grown"] = _chunk_mappings() - mappings
+        _wander(vmm, _MIGRATIONS)
         figures["memory_mappings_per_chunk"] = _chunk_mappings() / chunks
         figures["memory_resident_over_budget"] = (_shared_bytes() - before) / layout.budget_bytes
         figures["memory_memfd_over_budget"] = _memfd_bytes() / layout.budget_bytes
@@ -162,8 +162,17 @@ def _copy_us(vmm: Vmm, count: int) -> float:
     return 1e6 * statistics.median(spent)
 
 
-def _shuffle(vmm: Vmm, migrations: int) -> None:
-    """Moves of random lengths there and back."""
+def _go_there_and_back(vmm: Vmm, migrations: int) -> None:
+    """Moves of random lengths, each taken back by the next: the split ends where it began."""
+    rng = np.random.default_rng(0)
+    for _ in range(migrations // 2):
+        pool, count = int(rng.integers(2)), int(rng.integers(1, 129))
+        vmm.execute(_moves(vmm, pool, count))
+        vmm.execute(_moves(vmm, 1 - pool, count))
+
+
+def _wander(vmm: Vmm, migrations: int) -> None:
+    """Moves of random lengths in random directions: in the end hardly a chunk has its old neighbour."""
     rng = np.random.default_rng(0)
     for _ in range(migrations):
         pool = int(rng.integers(2))

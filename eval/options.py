@@ -8,7 +8,7 @@ from hbmgym.cli import option
 from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.traces.pages import output_id_fraction
 from hbmgym.envs.traces.seeds import Part
-from hbmgym.envs.workload import TraceWorkload, Workload, open_workloads
+from hbmgym.envs.workload import PaperTrafficWorkload, TraceWorkload, Workload, open_workloads
 
 _DEFAULTS = ServingConfig()
 
@@ -18,11 +18,16 @@ class ServingOptions:
     """Model, GPU, memory, traffic and policies."""
 
     trace: tuple[str, ...] = option((), "trace file, repeatable: compact .npz or Mooncake .jsonl", metavar="PATH")
-    scenario: tuple[str, ...] = option((), "generated scenario, repeatable: mix-shift (the default), steady-chat")
+    scenario: tuple[str, ...] = option(
+        (),
+        "generated scenario, repeatable: mix-shift (the default), steady-chat, or a workload of the AVMP paper: "
+        "avmp-uniform-short, avmp-mixed-long, avmp-agentic-burst, avmp-sharegpt-replay:FILE",
+    )
     model: str = option(_DEFAULTS.model, "model served, lower-case slug")
     gpu: str = option(_DEFAULTS.gpu, "GPU: h200, h100 or a100")
     hbm_gib: float = option(_DEFAULTS.hbm_gib, "GiB of HBM for both pools together")
     load: float = option(1.0, "multiplies the arrival rate; 1 is as recorded, or as calibrated")
+    tick_s: float = option(0.0, "seconds per tick of the avmp- scenarios at load 1; 0 calibrates it")
     kv_dtype: str = option(_DEFAULTS.kv_dtype, "dtype of the KV cache")
     state_dtype: str = option(_DEFAULTS.state_dtype, "dtype of the recurrent state")
     policies: str = option(
@@ -42,12 +47,16 @@ class ServingOptions:
 
     def workloads(self, config: ServingConfig) -> list[Workload]:
         """One per scenario and trace; raises ValueError with one line."""
-        return open_workloads(config, scenarios=self.scenario, traces=self.trace, load=self.load)
+        return open_workloads(
+            config, scenarios=self.scenario, traces=self.trace, load=self.load, tick_s=self.tick_s or None
+        )
 
     def announce(self, workloads: Sequence[Workload], part: Part, seed: int) -> None:
         """Try an episode of each, so that what cannot be composed is refused early, and say what a trace lacks."""
         for workload in workloads:
             episode = workload.episode(part, seed)
+            if isinstance(workload, PaperTrafficWorkload):
+                print(f"{workload.name}: a tick lasts {workload.tick_s:.4g} s", file=sys.stderr)
             if isinstance(workload, TraceWorkload):
                 share = output_id_fraction(episode)
                 notices = (*workload.trace.notices, f"{share:.0%} of the rows have ids for what they generate")

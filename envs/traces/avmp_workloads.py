@@ -13,6 +13,8 @@ import numpy as np
 from hbmgym.envs.traces.trace import TraceError
 
 SHAREGPT = "sharegpt_replay"
+BURST_GAP = 0.1
+"""Mean ticks between two arrivals of agentic_burst."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +34,11 @@ class PaperRequests:
 
 @dataclass(frozen=True)
 class PaperWorkload:
-    """How many requests a workload draws, its base seed, and the draws."""
+    """How many requests a workload draws, its base seed, how fast they arrive, and the draws."""
 
     requests: int
     base_seed: int
+    requests_per_tick: float
     draw: Callable[[np.random.Generator, int, np.ndarray], PaperRequests]
 
 
@@ -84,7 +87,7 @@ def _mixed_long(rng: np.random.Generator, n: int, _: np.ndarray) -> PaperRequest
 
 
 def _agentic_burst(rng: np.random.Generator, n: int, _: np.ndarray) -> PaperRequests:
-    gaps = rng.exponential(0.1, n)
+    gaps = rng.exponential(BURST_GAP, n)
     prompt = np.clip(rng.lognormal(8.5, 1.0, n).astype(np.int64), 64, 65536)
     arrival = np.ceil(np.cumsum(gaps)).astype(np.int64)
     return PaperRequests(arrival, prompt, rng.integers(64, 257, n))
@@ -97,8 +100,8 @@ def _sharegpt_replay(rng: np.random.Generator, n: int, pool: np.ndarray) -> Pape
 
 
 PAPER_WORKLOADS = {
-    "uniform_short": PaperWorkload(512, 1, _uniform_short),
-    "mixed_long": PaperWorkload(256, 2, _mixed_long),
-    "agentic_burst": PaperWorkload(256, 3, _agentic_burst),
-    SHAREGPT: PaperWorkload(512, 4, _sharegpt_replay),
+    "uniform_short": PaperWorkload(512, 1, 1.0, _uniform_short),
+    "mixed_long": PaperWorkload(256, 2, 1.0, _mixed_long),
+    "agentic_burst": PaperWorkload(256, 3, 1.0 / BURST_GAP, _agentic_burst),
+    SHAREGPT: PaperWorkload(512, 4, 1.0, _sharegpt_replay),
 }

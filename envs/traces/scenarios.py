@@ -7,6 +7,7 @@ from zlib import crc32
 
 import numpy as np
 
+from hbmgym.envs.traces.avmp_traffic import PAPER_SCENARIOS, PaperTraffic
 from hbmgym.envs.traces.generators import LogNormal, SessionClass, sessions
 from hbmgym.envs.traces.seeds import part_of_seed
 from hbmgym.envs.traces.trace import Trace, TraceError
@@ -74,11 +75,15 @@ def generate(
     return sessions(plan, rng, name=name, span_s=span_s)
 
 
-def generate_class(group: SessionClass, seed: int, rate_per_s: float, warmup_s: float, measured_s: float) -> Trace:
+def generate_class(
+    group: SessionClass | PaperTraffic, seed: int, rate_per_s: float, warmup_s: float, measured_s: float
+) -> Trace:
     """Trace of one class alone at a steady rate of requests per second, as `generate` makes it."""
     part_of_seed(seed)
-    rng = np.random.default_rng([seed, crc32(group.name.encode())])
     span_s = warmup_s + measured_s
+    if isinstance(group, PaperTraffic):
+        return group.trace(seed, rate_per_s, span_s)
+    rng = np.random.default_rng([seed, crc32(group.name.encode())])
     starts_s = _starts_s([(0.0, span_s)], rate_per_s / group.mean_turns, rng)
     return sessions([(group, starts_s)], rng, name=group.name, span_s=span_s)
 
@@ -93,7 +98,7 @@ def phase_schedule(name: str, seed: int, span_s: float) -> list[tuple[float, flo
 def find_scenario(name: str) -> Scenario:
     """The scenario of that name; TraceError lists the known ones."""
     if name not in SCENARIOS:
-        raise TraceError(f"scenario is {name!r}, expected one of {', '.join(SCENARIOS)}")
+        raise TraceError(f"scenario is {name!r}, expected one of {', '.join((*SCENARIOS, *PAPER_SCENARIOS))}")
     return SCENARIOS[name]
 
 
