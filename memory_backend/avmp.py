@@ -5,9 +5,12 @@ while it is pinned, *cached* once its last holder unpins it (it is evicted when 
 first, and its handle goes stale), and free after `free`. The same kernels serve `Core`, the simulated engine.
 """
 
+import operator
+import os
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
@@ -16,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hbmgym.memory_backend import handles as kernels
+from hbmgym.memory_backend.avmp_stats import Moves, PoolStats, Stats
 from hbmgym.memory_backend.geometry import HybridModel, find_model
-from hbmgym.memory_backend.handles import CLOSED, DONE, REFUSED
+from hbmgym.memory_backend.handles import CLOSED, DONE, REFUSED, TO_DO
 from hbmgym.memory_backend.memory_table import MemoryTable
+from hbmgym.memory_backend.migration import PAPERS_RULE, MigrateOnFailure
 from hbmgym.memory_backend.oplog import BYTES, EVERYTHING, KV, NOTHING, POOL_NAMES, SSM
 from hbmgym.memory_backend.pools import NONE, Pool, free_blocks
-from hbmgym.memory_backend.prefix_cache import NEVER, check_memory, make_memory
+from hbmgym.memory_backend.prefix_cache import NEVER, check_memory, check_stamps, make_memory
 from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
 from hbmgym.memory_backend.vmm import VmmError, open_vmm
 
@@ -29,8 +34,9 @@ Handles = NDArray[np.uint64]
 _HANDLE = np.dtype(np.uint64)
 _POOL_OF = {name: pool for pool, name in enumerate(POOL_NAMES)}
 _GENERATION_STEP = 0x9E3779B1
-"""Odd, so that the first 2^31 allocators of a process begin with different generations: foreign handles are refused."""
+"""Odd: the allocators of a process begin with generations far apart, so that foreign handles are refused."""
 _opened = count()
+_UNDER_WAY = "a call was interrupted, or is under way"
 
 
 class OutOfBlocks(MemoryError):
@@ -41,89 +47,18 @@ class BadHandle(ValueError):
     """A handle that names no block of this allocator, or not one that may be treated so; nothing was changed."""
 
 
-@dataclass(frozen=True)
-class MigrateOnFailure:
-    """When a failed allocation may take chunks from the other pool: the AVMP paper's thresholds and throttle.
-
-    Source: "Asymmetric Virtual Memory Paging" (arXiv 2605.22416), section 3.2. Cached blocks count as free.
-    """
-
-    low: float = 0.05
-    """The failing pool must have less than this share of its blocks free."""
-    high: float = 0.30
-    """The other pool must have more than this share of its blocks free."""
-    interval_ops: int = 1000
-    """Successful operations that must lie between two such migrations."""
-    chunks: int = 16
-    """Chunks to move: more if the allocation needs more, fewer if the other pool has fewer free."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.low < self.high < 1.0:
-            raise ValueError(f"low {self.low} and high {self.high}: expected 0 < low < high < 1")
-        if self.interval_ops < 0 or self.chunks < 1:
-            raise ValueError(f"interval_ops {self.interval_ops} must be >= 0 and chunks {self.chunks} >= 1")
-
-
-@dataclass
-class Moves:
-    """What became of requests to move chunks."""
-
-    accepted: int = 0
-    """Runs of chunks that moved."""
-    rejected: int = 0
-    """Migrations on failure that thresholds, throttle, bounds or a request under way forbade."""
-    rolled_back: int = 0
-    """Runs that the backend could not make and that were undone."""
-    deferred: int = 0
-    """Requests of which a part had to wait for live blocks or for a batch."""
-
-
-@dataclass(frozen=True)
-class PoolStats:
-    """One pool, in blocks."""
-
-    block_bytes: int
-    chunks: int
-    """Mapped."""
-    capacity: int
-    """Blocks that the mapped chunks hold."""
-    live: int
-    cached: int
-    free: int
-    """Blocks that can be had without eviction; fewer than capacity - live - cached while the pool shrinks."""
-    evictions: int
-
-
-@dataclass(frozen=True)
-class Stats:
-    """The allocator at one moment."""
-
-    budget_bytes: int
-    chunk_bytes: int
-    kv: PoolStats
-    ssm: PoolStats
-    kv_share: float
-    """KV chunks / all chunks, as mapped."""
-    kv_share_requested: float
-    operations: int
-    """Calls of allocate and free that succeeded, and migrations on failure."""
-    moves: Moves
-    moved_chunks: int
-    relocated_bytes: int
-    backend: str
-    """One line: which backend, and why."""
-
-
 class Avmp:
     """An allocator over two pools, `kv` (pages) and `ssm` (slots), inside one budget; a context manager.
 
     `budget_bytes` is rounded down to whole chunks. `model` is a slug of models.json or a HybridModel. `kv_share` is the
-    split at start, rounded to the nearest realisable one. `backend` is accounting (no bytes), host, cuda or auto.
-    `migrate` says when a failed allocation moves chunks by itself; None: never. With `check`, every block is stamped
-    and every stamp read back; the bytes then belong to the stamps.
+    split at start, rounded to the nearest realisable one. `backend` is accounting (no bytes), host, host-huge, cuda or
+    auto. `migrate` says when a failed allocation moves chunks by itself: PAPERS_RULE has the AVMP paper's thresholds,
+    None means never. With `check`, every block is
+    stamped and every stamp read back; the bytes then belong to the stamps.
 
     Raises ValueError for a budget below one slot and one page, VmmRefused where the backend cannot be had. One thread
-    at a time may use it.
+    at a time may use it. Interrupted in the middle of a change, or changed from within one (by a finaliser, say), it
+    refuses every operation rather than guess.
     """
 
     def __init__(
@@ -137,20 +72,23 @@ class Avmp:
         kv_dtype: str = "bf16",
         state_dtype: str = "fp32",
         chunk_bytes: int = CHUNK_BYTES,
-        migrate: MigrateOnFailure | None = MigrateOnFailure(),
+        migrate: MigrateOnFailure | None = PAPERS_RULE,
         check: bool = False,
     ):
-        shape = find_model(model) if isinstance(model, str) else model
-        if chunk_bytes < 1 or page_tokens < 1:
-            raise ValueError(f"chunk_bytes {chunk_bytes} and page_tokens {page_tokens} must be at least 1")
-        layout = Layout(
-            budget_bytes=budget_bytes // chunk_bytes * chunk_bytes,
-            chunk_bytes=chunk_bytes,
-            page_bytes=shape.page_bytes(kv_dtype, page_tokens),
-            slot_bytes=shape.slot_bytes(state_dtype),
-            min_slots=1,
-            min_pages=1,
-        )
+        shape = model if isinstance(model, HybridModel) else find_model(str(model))
+        sizes = {"budget_bytes": budget_bytes, "chunk_bytes": chunk_bytes, "page_tokens": page_tokens}
+        budget_bytes, chunk_bytes, page_tokens = (_integer(name, value, least=1) for name, value in sizes.items())
+        try:
+            layout = Layout(
+                budget_bytes=budget_bytes // chunk_bytes * chunk_bytes,
+                chunk_bytes=chunk_bytes,
+                page_bytes=shape.page_bytes(kv_dtype, page_tokens),
+                slot_bytes=shape.slot_bytes(state_dtype),
+                min_slots=1,
+                min_pages=1,
+            )
+        except ValueError as error:
+            raise ValueError(f"budget_bytes {budget_bytes}, in chunks of {chunk_bytes}: {error}") from None
         self._open(layout, kv_share, backend, migrate, check)
 
     @classmethod
@@ -160,7 +98,7 @@ class Avmp:
         *,
         kv_share: float = 0.5,
         backend: str = "auto",
-        migrate: MigrateOnFailure | None = MigrateOnFailure(),
+        migrate: MigrateOnFailure | None = PAPERS_RULE,
         check: bool = False,
     ) -> Self:
         """An allocator for blocks of any two sizes."""
@@ -171,24 +109,27 @@ class Avmp:
     def _open(
         self, layout: Layout, kv_share: float, backend: str, migrate: MigrateOnFailure | None, check: bool
     ) -> None:
+        if not isinstance(migrate, MigrateOnFailure | None):
+            raise ValueError(f"migrate is {migrate!r}, expected a MigrateOnFailure or None")
         self.layout = layout
         self._migrate = migrate
-        self._operations = self._last_migration = 0
-        self._batches = 0
+        self._operations = 0
+        self._last_migration: int | None = None
+        self._open_batches = 0
         self._moves = Moves()
-        self._refusal = ""
         slots = layout.slots(_share(kv_share))
         self._vmm = open_vmm(backend, layout, layout.kv_chunks(slots))
         level = EVERYTHING if check else NOTHING if self._vmm.name == "accounting" else BYTES
         blocks = layout.budget_bytes // layout.page_bytes + layout.budget_bytes // layout.slot_bytes
-        # What one call may write at most: every block evicted, taken and relocated, every chunk moved.
-        log_capacity = 8 * blocks + layout.chunks + 64
-        self._memory = make_memory(layout, slots, 1, log_capacity, level, run_limit=layout.chunks)
-        first = next(_opened) * _GENERATION_STEP & 0x7FFFFFFF
+        # What one call writes at most: of every block an eviction, its new content and a relocation; every chunk moved.
+        log_capacity = 4 * blocks + layout.chunks + 64
+        self._memory = make_memory(layout, slots, 1, log_capacity, level, run_limit=layout.chunks, pages_grow=False)
         for pool in self._pools:
-            pool.entries["generation"] = first
+            pool.entries["generation"] = next(_opened) * _GENERATION_STEP & 0x7FFFFFFF
         self._arrays = MemoryTable(self._memory)
-        self._table = self._arrays.address
+        self._table = self._arrays.address  # 0: every operation is refused
+        self._refusal = ""
+        _allocators.add(self)
 
     @property
     def _pools(self) -> tuple[Pool, Pool]:
@@ -200,63 +141,69 @@ class Avmp:
         New slots are zero, pages hold what lay there. Raises OutOfBlocks, having taken none.
         """
         if type(count) is not int or count < 0:
-            raise ValueError(f"count is {count!r}, expected an integer >= 0")
+            count = _integer("count", count, least=0)
         pool = _pool_of(kind)
-        handles = np.empty(count, _HANDLE)
-        left = kernels.allocate_blocks(self._table, pool, handles)
-        if left:
-            self._finish_allocation(pool, handles, left)
+        try:
+            handles = np.empty(count, _HANDLE)
+        except (MemoryError, ValueError):
+            raise OutOfBlocks(self._shortage(pool, count)) from None
+        outcome = kernels.allocate_blocks(self._table, pool, handles)
+        if outcome != DONE:
+            self._finish_allocation(pool, handles, outcome)
         self._operations += 1
         return handles
 
-    def _finish_allocation(self, pool: int, handles: Handles, left: int) -> None:
-        if left == CLOSED:
+    def _finish_allocation(self, pool: int, handles: Handles, outcome: int) -> None:
+        if outcome == CLOSED:
             self._refuse()
-        if left == REFUSED:
-            if not len(handles):
-                return
-            if self._make_room(pool, len(handles)):
-                left = kernels.allocate_blocks(self._table, pool, handles)
-            if left == REFUSED:
+        if outcome == REFUSED and len(handles):
+            self._migrate_to(pool, len(handles))
+            outcome = kernels.allocate_blocks(self._table, pool, handles)
+            if outcome == REFUSED:
                 raise OutOfBlocks(self._shortage(pool, len(handles)))
-        try:
-            self._do(left)
-        except VmmError:
-            if self._table:
-                kernels.free_blocks_of(self._table, handles)
-                self._memory.log.head.count = 0
-            raise
+        if outcome == TO_DO:
+            try:
+                self._execute_and_move()
+            except VmmError:
+                if self._table:
+                    kernels.free_blocks_of(self._table, handles)
+                    self._memory.log.head.count = 0
+                raise
 
-    def free(self, handles: Sequence[int] | Handles) -> None:
+    def free(self, handles: int | Sequence[int] | Handles) -> None:
         """Give blocks back, live under one pin or cached, in any mixture of kinds.
 
         Raises BadHandle for a stale or foreign handle, one that comes twice, or a block that others hold; then none
-        is freed.
+        is freed. Raises VmmError when the blocks are free, but chunks that waited for them could not be moved.
         """
         named = _as_handles(handles)
-        left = kernels.free_blocks_of(self._table, named)
-        if left:
-            self._finish(named, left, "free")
+        outcome = kernels.free_blocks_of(self._table, named)
+        if outcome != DONE:
+            self._finish(named, outcome, "free")
         self._operations += 1
 
-    def pin(self, handles: Sequence[int] | Handles) -> None:
+    def pin(self, handles: int | Sequence[int] | Handles) -> None:
         """One more holder of each block; what was cached is live again. Raises BadHandle if one was evicted."""
         named = _as_handles(handles)
         self._finish(named, kernels.pin_blocks(self._table, named), "pin")
 
-    def unpin(self, handles: Sequence[int] | Handles) -> None:
-        """One holder less; a block that nobody holds is cached until it is pinned, freed or evicted."""
+    def unpin(self, handles: int | Sequence[int] | Handles) -> None:
+        """One holder less; a block that nobody holds is cached until it is pinned, freed or evicted.
+
+        Raises BadHandle, and VmmError as `free` does.
+        """
         named = _as_handles(handles)
         self._finish(named, kernels.unpin_blocks(self._table, named), "unpin")
 
-    def _finish(self, handles: Handles, left: int, verb: str) -> None:
-        if left == CLOSED:
+    def _finish(self, handles: Handles, outcome: int, verb: str) -> None:
+        if outcome == CLOSED:
             self._refuse()
-        if left == REFUSED:
+        if outcome == REFUSED:
             raise BadHandle(self._fault(handles, verb))
-        self._do(left)
+        if outcome == TO_DO:
+            self._execute_and_move()
 
-    def resolve(self, handles: Sequence[int] | Handles) -> NDArray[np.int64]:
+    def resolve(self, handles: int | Sequence[int] | Handles) -> NDArray[np.int64]:
         """int64[n]: the physical block of each handle, as a block table wants it; valid until blocks are relocated.
 
         Block b of a pool starts `b * block_bytes` behind `base(kind)`. Raises BadHandle.
@@ -273,14 +220,18 @@ class Avmp:
         self._require_open()
         return self._vmm.base(_pool_of(kind))
 
-    def view(self, handle: int) -> Any:
+    def view(self, handle: int | Handles) -> Any:
         """The bytes of a block: uint8[block_bytes], a numpy array on host, for `torch.from_dlpack` on host and cuda.
 
-        Valid until blocks are relocated or chunks moved: ask again after `request_split`, or after any call while a
-        split is under way. Raises BadHandle, and VmmError for a backend without bytes.
+        Valid until blocks are relocated, chunks moved, or the allocator is closed, after which touching it may kill
+        the process: ask again after `request_split`, or after any call while a split is under way. Raises BadHandle,
+        and VmmError for a backend without bytes.
         """
-        (block,) = self.resolve([int(handle)])
-        pool = int(handle) >> 63
+        named, *others = _as_handles(handle).tolist()
+        if others:
+            raise BadHandle(f"{len(others) + 1} handles given, expected one: view them one by one")
+        (block,) = self.resolve(named)
+        pool = named >> 63
         size = int(self._pools[pool].meta.block_bytes)
         return self._vmm.view(pool, int(block) * size, size)
 
@@ -298,6 +249,7 @@ class Avmp:
     @property
     def kv_share(self) -> float:
         """KV chunks / all chunks, as mapped."""
+        self._require_open()
         return float(self._memory.kv.meta.chunks) / self.layout.chunks
 
     @contextmanager
@@ -305,17 +257,28 @@ class Avmp:
         """While work that names blocks is being built and launched: no block is relocated and no chunk moved.
 
         At the end all that was launched on `stream` (a CUDA stream's handle, None: the default stream) is noted, and
-        later moves, copies and zeroes wait for it.
+        later moves, copies and zeroes wait for it. Free a block only after the batches that write to it: the next
+        holder is not kept waiting for a batch that is still open. Raises VmmError as `free` does; if the end cannot
+        be noted, the allocator refuses every operation.
         """
+        stream = None if stream is None else _integer("stream (a CUDA stream's handle)", stream, least=0)
         self._require_open()
-        self._batches += 1
+        self._open_batches += 1
         try:
             yield
         finally:
-            self._batches -= 1
-            if self._table:
-                self._vmm.end_batch(stream)
-                self._do(kernels.TO_DO)
+            self._open_batches -= 1
+            self._end_batch(stream)
+
+    def _end_batch(self, stream: int | None) -> None:
+        if not self._table:
+            return
+        try:
+            self._vmm.end_batch(stream)
+        except BaseException as error:
+            self._stop(f"the end of a batch could not be noted ({error})")
+            raise
+        self._execute_and_move()
 
     def stats(self) -> Stats:
         """Counts and shares at this moment."""
@@ -329,18 +292,21 @@ class Avmp:
             kv_share=self.kv_share,
             kv_share_requested=float(self._memory.kv.meta.target_chunks) / layout.chunks,
             operations=self._operations,
-            moves=Moves(**vars(self._moves)),
+            moves=replace(self._moves),
             moved_chunks=int(split.moved_chunks),
             relocated_bytes=int(split.relocated_bytes),
             backend=self._vmm.why,
         )
 
     def check(self) -> None:
-        """Raise AssertionError or VmmError unless page tables, bitmaps, counts, chunks and mappings agree."""
+        """Raise AssertionError or VmmError unless page tables, bitmaps, counts, chunks, mappings and stamps agree."""
         self._require_open()
         check_memory(self._memory)
         if self._memory.log.head.level == NOTHING:
             return
+        check_stamps(self._memory)
+        with self._changing():
+            self._execute()
         self._vmm.check()
         for pool in (KV, SSM):
             mapped = self._memory.chunk_at[pool, : self._pools[pool].meta.chunks]
@@ -351,6 +317,18 @@ class Avmp:
         self._stop("it is closed")
         self._vmm.close()
 
+    def __repr__(self) -> str:
+        if not self._table:
+            return f"<Avmp: {self._refusal}>"
+        kv, ssm = (f"{int(pool.meta.live)} of {int(pool.meta.capacity)}" for pool in self._pools)
+        budget = self.layout.budget_bytes
+        return (
+            f"<Avmp on {self._vmm.name}, {budget} bytes, kv_share {self.kv_share:.3f}, live: {kv} pages, {ssm} slots>"
+        )
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an Avmp cannot be copied or sent to another process: open one there")
+
     def __enter__(self) -> Self:
         return self
 
@@ -359,9 +337,12 @@ class Avmp:
     ) -> None:
         self.close()
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: refuse everything, the memory is the parent's."""
+        self._stop("it was opened in the parent process")
+
     def _stop(self, refusal: str) -> None:
-        self._refusal = self._refusal or refusal
-        self._table = 0
+        self._table, self._refusal = 0, refusal
         self._arrays.close()
 
     def _require_open(self) -> None:
@@ -371,13 +352,36 @@ class Avmp:
     def _refuse(self) -> None:
         raise VmmError(f"this allocator refuses every operation: {self._refusal}; open a new one")
 
-    def _do(self, left: int) -> None:
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """While memory is changed nobody else may come in; only an end with the backend's word on it opens again."""
+        table, self._table, self._refusal = self._table, 0, _UNDER_WAY
+        try:
+            yield
+        except VmmError as error:
+            self._memory.log.head.count = 0
+            self._stop_if_lost(error)
+            self._reopen(table)
+            raise
+        self._reopen(table)
+
+    def _reopen(self, table: int) -> None:
+        if self._refusal == _UNDER_WAY:
+            self._table, self._refusal = table, ""
+
+    def _stop_if_lost(self, error: VmmError) -> None:
+        """After a failed change: go on only if the backend still knows where everything is."""
+        try:
+            self._vmm.check()
+        except VmmError:
+            self._stop(str(error))
+
+    def _execute_and_move(self) -> None:
         """Execute what the op log holds, then move the chunks that can move now."""
-        if left == DONE:
-            return
-        self._execute()
-        if self._memory.split.tick_s < NEVER and not self._batches:
-            self._move_chunks()
+        with self._changing():
+            self._execute()
+            if self._memory.split.tick_s < NEVER and not self._open_batches:
+                self._move_chunks()
 
     def _execute(self) -> None:
         log = self._memory.log
@@ -388,29 +392,25 @@ class Avmp:
     def _move_chunks(self) -> None:
         """Make a run of all chunks that can move, or none of it."""
         log = self._memory.log
-        kernels.make_run(self._table)
+        kernels.make_run(self._arrays.address)
         entries = int(log.head.count)
         try:
             self._execute()
-        except VmmError as error:
+        except VmmError:
             log.head.count = entries
-            kernels.take_back_run(self._table)
-            log.head.count = 0
+            kernels.withdraw(self._arrays.address)
             self._moves.rolled_back += 1
-            self._stop_if_lost(error)
             raise
         self._moves.accepted += 1
 
-    def _stop_if_lost(self, error: VmmError) -> None:
-        """After a failed run: refuse everything if the backend does so too."""
-        try:
-            self._vmm.check()
-        except VmmError:
-            self._stop(str(error))
-
     def _ask_for(self, slots: int) -> None:
         ssm_chunks = self.layout.chunks - self.layout.kv_chunks(slots)
-        self._do(kernels.ask_for_split(self._table, slots, ssm_chunks))
+        if kernels.ask_for_split(self._table, slots, ssm_chunks) == TO_DO:
+            try:
+                self._execute_and_move()
+            except VmmError:
+                kernels.withdraw(self._arrays.address)
+                raise
         if self._is_shrinking:
             self._moves.deferred += 1
 
@@ -418,39 +418,23 @@ class Avmp:
     def _is_shrinking(self) -> bool:
         return bool(self._memory.kv.meta.chunks != self._memory.kv.meta.target_chunks)
 
-    def _make_room(self, pool: int, blocks: int) -> bool:
-        """After a failed allocation: chunks from the other pool, if MigrateOnFailure allows; did any move?"""
+    def _migrate_to(self, pool: int, blocks: int) -> None:
+        """After a failed allocation: move chunks from the other pool, if MigrateOnFailure allows."""
         if self._migrate is None:
-            return False
-        slots = self._slots_for(pool, blocks)
-        if slots is None:
+            return
+        last, throttle = self._last_migration, self._migrate.interval_ops
+        is_throttled = last is not None and self._operations - last < throttle
+        slots = self._migrate.slots(self.layout, self._pools[pool], self._pools[1 - pool], blocks)
+        if slots is None or is_throttled or self._is_shrinking or self._open_batches:
             self._moves.rejected += 1
-            return False
-        before = int(self._memory.split.moved_chunks)
-        self._last_migration = self._operations = self._operations + 1
-        self._ask_for(slots)
-        return int(self._memory.split.moved_chunks) > before
-
-    def _slots_for(self, pool: int, blocks: int) -> int | None:
-        """The slot count that gives `pool` room for `blocks` more, or None where a migration is not allowed."""
-        rule, layout = self._migrate, self.layout
-        assert rule is not None
-        meta, other = self._pools[pool].meta, self._pools[1 - pool].meta
-        throttled = self._last_migration and self._operations - self._last_migration < rule.interval_ops
-        starved = meta.limit - meta.live < rule.low * meta.capacity
-        ample = other.limit - other.live > rule.high * other.capacity
-        if throttled or self._is_shrinking or not (starved and ample):
-            return None
-        short_bytes = (blocks - (meta.limit - meta.live)) * meta.block_bytes
-        spare = other.chunks - -(-other.live * other.block_bytes // other.chunk_bytes)
-        chunks = min(max(rule.chunks, -(-short_bytes // meta.chunk_bytes)), int(spare))
-        if pool == SSM:
-            wanted = int(meta.chunks + chunks) * layout.chunk_bytes // layout.slot_bytes
-        else:
-            wanted = int(other.chunks - chunks) * layout.chunk_bytes // layout.slot_bytes
-        slots = min(max(wanted, layout.min_slots), layout.max_slots)
-        grows = layout.kv_chunks(slots) != meta.chunks if pool == KV else layout.kv_chunks(slots) != other.chunks
-        return slots if grows else None
+            return
+        try:
+            self._ask_for(slots)
+        except VmmError:
+            self._require_open()
+            return  # rolled back: the allocation fails as it would have done
+        self._operations += 1
+        self._last_migration = self._operations
 
     def _shortage(self, pool: int, blocks: int) -> str:
         meta = self._pools[pool].meta
@@ -479,6 +463,18 @@ class Avmp:
         return f"cannot {verb} these handles: one is named more often than its block is pinned"
 
 
+_allocators: weakref.WeakSet[Avmp] = weakref.WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for allocator in _allocators:
+        allocator.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all_to_parent)
+
+
 def _pool_of(kind: str) -> int:
     try:
         return _POOL_OF[kind]
@@ -486,20 +482,32 @@ def _pool_of(kind: str) -> int:
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(POOL_NAMES)}") from None
 
 
-def _share(kv_share: float) -> float:
-    if not 0.0 <= kv_share <= 1.0:
-        raise ValueError(f"kv_share is {kv_share}, expected a number from 0 to 1")
-    return kv_share
+def _integer(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} is {value!r}, expected an integer >= {least}")
+    return number
 
 
-def _as_handles(handles: Sequence[int] | Handles) -> Handles:
-    """uint64[n], contiguous: what the kernels take."""
+def _share(kv_share: Any) -> float:
+    if not isinstance(kv_share, float | int | np.number) or not 0.0 <= kv_share <= 1.0:
+        raise ValueError(f"kv_share is {kv_share!r}, expected a number from 0 to 1")
+    return float(kv_share)
+
+
+def _as_handles(handles: Any) -> Handles:
+    """uint64[n], contiguous, of one handle or several: what the kernels take."""
     if type(handles) is np.ndarray and handles.dtype is _HANDLE and handles.ndim == 1 and handles.flags.c_contiguous:
         return handles
     try:
-        return np.array([int(handle) for handle in handles], dtype=_HANDLE)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadHandle(f"{handles!r} are not handles: expected integers from allocate()") from error
+        # Through integers: numpy would take floats, which handles cannot survive.
+        several = np.ravel(handles) if isinstance(handles, np.ndarray | np.generic | int) else handles
+        return np.array([operator.index(handle) for handle in several], dtype=_HANDLE)
+    except (TypeError, OverflowError):
+        raise BadHandle(f"{handles!r}: expected one or several handles, integers from allocate()") from None
 
 
 def _pool_stats(pool: Pool) -> PoolStats:

@@ -161,7 +161,7 @@ def blocks_of(table, handles, blocks):
 
 @kernel
 def ask_for_split(table, slots, ssm_chunks):
-    """Ask for a split, evicting what is in its way; a run of chunks is due if some can move now."""
+    """Ask for a split, evicting what is in its way."""
     memory = memory_at(table)
     request_split(memory, slots, ssm_chunks, 0.0, 0.0)
     return _what_is_left(memory)
@@ -169,14 +169,15 @@ def ask_for_split(table, slots, ssm_chunks):
 
 @kernel
 def make_run(table):
-    """Move all that can be moved now; the chunks that moved."""
-    chunks, _ = run_arrives(memory_at(table), 0.0, 0.0)
-    return chunks
+    """Move all chunks that can move now."""
+    memory = memory_at(table)
+    memory.split.run_chunks = memory.split.run_limit  # more may have become free since the run was planned
+    run_arrives(memory, 0.0, 0.0)
 
 
 @kernel
-def take_back_run(table):
-    """Undo the run in the op log, which failed, and withdraw the request that it served."""
+def withdraw(table):
+    """Undo the run in the op log, if there is one, and withdraw the pending request."""
     memory = memory_at(table)
     undo_run(memory)
     withdraw_request(memory)

@@ -18,7 +18,7 @@ from hbmgym.memory_backend.prefix_cache import Memory, make_memory
 from hbmgym.memory_backend.split import Layout
 
 _WORD = ir.IntType(64)
-_EXAMPLE = make_memory(Layout(2, 1, 1, 1, 1, 1), 1, 1, 1, NOTHING, 1)
+_EXAMPLE = make_memory(Layout(2, 1, 1, 1, 1, 1), 1, 1, 1, NOTHING, 1, False)
 _open: dict[int, Memory] = {}
 
 

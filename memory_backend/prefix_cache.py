@@ -35,6 +35,7 @@ SPLIT = np.dtype(
         ("requested_slots", "i8"),
         ("tick_s", "f8"),  # when the next run of chunks arrives; NEVER: none is on its way
         ("run_limit", "i8"),  # most chunks of a run
+        ("pages_grow", "i8"),  # 1: live KV pages may outgrow a lowered limit, and their chunks wait for them
         ("run_chunks", "i8"),  # of that run
         ("run_from_kv", "i8"),  # 1 when that run leaves the KV pool
         ("worker_free_s", "f8"),  # when the copies of earlier runs are done
@@ -57,13 +58,16 @@ class Memory(NamedTuple):
     log: OpLog
 
 
-def make_memory(layout: Layout, slots: int, id_count: int, log_capacity: int, log_level: int, run_limit: int) -> Memory:
+def make_memory(
+    layout: Layout, slots: int, id_count: int, log_capacity: int, log_level: int, run_limit: int, pages_grow: bool
+) -> Memory:
     """Empty pools at the split with `slots` slots."""
     kv_chunks = layout.kv_chunks(slots)
     ids = np.zeros(max(id_count, 1), PAGE_ID).view(np.recarray)
     ids["page"] = ids["snapshot"] = NONE
     split = np.zeros(1, SPLIT).view(np.recarray)[0]
-    split.chunks, split.requested_slots, split.run_limit, split.tick_s = layout.chunks, slots, run_limit, NEVER
+    split.chunks, split.requested_slots, split.tick_s = layout.chunks, slots, NEVER
+    split.run_limit, split.pages_grow = run_limit, int(pages_grow)
     chunk_at = np.full((2, layout.chunks), NONE, np.int32)
     chunk_at[KV, :kv_chunks] = np.arange(kv_chunks)
     chunk_at[SSM, : layout.chunks - kv_chunks] = np.arange(kv_chunks, layout.chunks)

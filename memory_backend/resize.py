@@ -5,8 +5,8 @@ above into the lowest free blocks, (4) if live alone exceeds C, go on when a req
 Chunks leave the top of the shrinking pool for the top of the other in runs, each after its modelled time; a run keeps
 its order, so that what was adjacent stays adjacent and moves as one.
 
-Nothing is preempted for a resize: (1) binds whoever is admitted, while requests that run may grow into all that is
-mapped. KV chunks that are free stay with them until live <= C; slots do not grow, so the SSM pool gives what it can.
+Nothing is preempted for a resize: (1) binds whoever is admitted. Where requests that run may grow into all that is
+mapped (`pages_grow`), free KV chunks stay with them until live <= C; otherwise a pool gives what it can.
 """
 
 from hbmgym.memory_backend.jit import kernel, subkernel
@@ -37,10 +37,10 @@ def request_split(memory, slots, ssm_chunks, now_s, chunk_move_s):
 
 
 @subkernel
-def _movable_chunks(pool):
+def _movable_chunks(pool, wait_for_live):
     """Chunks at the top of a shrinking pool that its blocks in use, packed low, do not need."""
     meta = pool.meta
-    if meta.pool == KV and meta.live > meta.limit:
+    if wait_for_live and meta.live > meta.limit:
         return 0
     in_use = -(-(meta.live + meta.cached) * meta.block_bytes // meta.chunk_bytes)
     return max(meta.chunks - max(meta.target_chunks, in_use), 0)
@@ -50,7 +50,10 @@ def _movable_chunks(pool):
 def _next_run(memory):
     """(from the KV pool?, chunks) of the next run; 0 chunks when nothing can move now."""
     from_kv = memory.kv.meta.chunks > memory.kv.meta.target_chunks
-    movable = _movable_chunks(memory.kv) if from_kv else _movable_chunks(memory.ssm)
+    if from_kv:
+        movable = _movable_chunks(memory.kv, memory.split.pages_grow != 0)
+    else:
+        movable = _movable_chunks(memory.ssm, False)
     return from_kv, min(movable, memory.split.run_limit)
 
 

@@ -28,6 +28,11 @@ class Layout:
     """Fewest pages the KV pool may keep: one prefill chunk and a page."""
 
     def __post_init__(self) -> None:
+        if min(self.chunk_bytes, self.page_bytes, self.slot_bytes) < 1:
+            raise ValueError(
+                f"chunk_bytes {self.chunk_bytes}, page_bytes {self.page_bytes} and slot_bytes {self.slot_bytes} "
+                "must be at least 1"
+            )
         if self.budget_bytes % self.chunk_bytes:
             raise ValueError(f"budget_bytes {self.budget_bytes} is not a multiple of chunk_bytes {self.chunk_bytes}")
         if self.max_slots < self.min_slots:

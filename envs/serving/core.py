@@ -156,7 +156,13 @@ class Core:
         keeps_log = self._check or (self.vmm is not None and self.vmm.name != "accounting")
         log_capacity = max(self._log_capacity or 2 * self._log_margin, self._log_margin)
         memory = make_memory(
-            layout, slots, episode.id_count, log_capacity, EVERYTHING if keeps_log else NOTHING, RUN_CHUNKS
+            layout,
+            slots,
+            episode.id_count,
+            log_capacity,
+            EVERYTHING if keeps_log else NOTHING,
+            run_limit=RUN_CHUNKS,
+            pages_grow=True,
         )
         requests = make_requests(len(episode.rows))
         engine = np.zeros(1, ENGINE).view(np.recarray)[0]

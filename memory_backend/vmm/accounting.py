@@ -12,7 +12,6 @@ from hbmgym.memory_backend.vmm.ownership import Ownership, Run
 from hbmgym.memory_backend.vmm.protocol import VmmError
 
 NO_STAMP = 0
-NO_BYTES = "accounting memory has no bytes to look at: open it with backend host or cuda"
 
 
 class AccountingVmm(LogDriver):
@@ -40,10 +39,13 @@ class AccountingVmm(LogDriver):
             raise VmmError(f"{POOL_NAMES[op.pool]} block {op.source}: expected stamp {op.tag}, found {held}")
 
     def _base(self, pool: int) -> int:
-        raise VmmError(NO_BYTES)
+        raise self._no_bytes()
 
     def _view(self, pool: int, start: int, length: int) -> Any:
-        raise VmmError(NO_BYTES)
+        raise self._no_bytes()
+
+    def _no_bytes(self) -> VmmError:
+        return VmmError(f"accounting has no bytes to look at: open it with backend host or cuda (now it is {self.why})")
 
 
 @kernel

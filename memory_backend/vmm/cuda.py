@@ -211,13 +211,26 @@ class CudaVmm(LogDriver):
         return f"chunk {self._handles.index(handle)}" if handle in self._handles else "foreign memory"
 
     def _run_blocks(self, ops: np.ndarray) -> None:
+        self._fence.wait()
         for start in range(0, len(ops), BATCH_ENTRIES):
             batch = ops[start : start + BATCH_ENTRIES]
-            fault = self._blocks.run(batch)
+            try:
+                fault = self._blocks.run(batch)
+            except VmmError:
+                self._await_the_rest()
+                raise
             stop = len(batch) if fault is None else fault.entry
             self.stamps_checked += int(np.count_nonzero(batch["kind"][:stop] == CHECK))
             if fault is not None:
                 raise self._wrong_stamp(batch[fault.entry], fault)
+
+    def _await_the_rest(self) -> None:
+        """After a failed batch: what was launched may still be executed, and until then no block is anybody's."""
+        try:
+            self._fence.wait()
+        except VmmError as error:
+            self._refusal = f"block entries were not seen to end ({error})"
+            raise
 
     def _wrong_stamp(self, op: np.record, fault: Fault) -> VmmError:
         offsets = word_offsets(self._block_bytes[op.pool], self._chunk_bytes)

@@ -59,8 +59,8 @@ class DeviceBlocks:
     def run(self, ops: np.ndarray) -> Fault | None:
         """Execute a batch of at most BATCH_ENTRIES legal entries; the first CHECK in log order that fails, if any.
 
-        Foreign work is waited for before the first entry touches memory. Raises VmmError when that does not end in
-        time (nothing has been executed), or when a call fails (anything may have been executed).
+        Foreign work must have ended. Raises VmmError when a call fails or the entries do not end in time: any of them
+        may have been executed, or may yet be.
         """
         wave = np.empty(len(ops), np.int32)
         edges = np.arange(1 + assign_waves(ops, self._turns[KV], self._turns[SSM], wave))
@@ -69,7 +69,6 @@ class DeviceBlocks:
         stamps, others = order[is_stamp[order]], order[~is_stamp[order]]
         stamp_edges, other_edges = (np.searchsorted(wave[part], edges).tolist() for part in (stamps, others))
         transfers = self._transfers(ops[others])
-        self._fence.wait()
         self._stage(ops[stamps])
         for this, following in pairwise(range(len(edges))):
             for transfer in transfers[other_edges[this] : other_edges[following]]:

@@ -96,6 +96,9 @@ class LogDriver(ABC):
         """Refuse everything from now on."""
         self._refusal = "it is closed"
 
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self.name} memory cannot be copied or sent to another process: open it there")
+
     def __enter__(self) -> Self:
         return self
 

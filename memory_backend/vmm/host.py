@@ -207,7 +207,7 @@ class HostVmm(LogDriver):
         return self._bases[pool]
 
     def _view(self, pool: int, start: int, length: int) -> np.ndarray:
-        return self._stamped[pool].data[start : start + length]
+        return linux.bytes_at(self._bases[pool] + start, length, owner=self)
 
     def _reserve_vacated(self, ownership: Ownership, most: list[int]) -> None:
         """Of all positions that were mapped during a run of moves, reserve those above the pools' tops again."""

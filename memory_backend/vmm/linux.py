@@ -100,9 +100,11 @@ def unmap(address: int, length: int) -> None:
         raise _last_error()
 
 
-def bytes_at(address: int, length: int) -> np.ndarray:
-    """uint8[length] over a range; touching what is not mapped kills the process."""
-    return np.ctypeslib.as_array((ctypes.c_uint8 * length).from_address(address))
+def bytes_at(address: int, length: int, owner: object = None) -> np.ndarray:
+    """uint8[length] over a range, which keeps `owner` alive; touching what is not mapped kills the process."""
+    memory = (ctypes.c_uint8 * length).from_address(address)
+    memory.owner = owner  # type: ignore[attr-defined]
+    return np.ctypeslib.as_array(memory)
 
 
 def file_mappings(descriptor: int) -> list[FileMapping]:

@@ -40,10 +40,6 @@ def double_folder(tmp_path_factory) -> Path:
     return build_or_skip(tmp_path_factory.mktemp("double"))
 
 
-def only(*parts: str) -> list[str]:
-    return [flag for part in parts for flag in (part)]
-
-
 def test_on_the_double_parts_run_and_no_figure_is_written(double_folder, tmp_path):
     parts = [part for part in gpu_check.PARTS if part not in TRIED_ALONE]
     out = tmp_path / "out"

@@ -99,10 +99,9 @@ class AllocatorModel:
         donor, recipient = (self.kv, self.ssm) if self.kv.chunks > self.kv.target else (self.ssm, self.kv)
         for pool in (self.kv, self.ssm):
             pool.evict_to(pool.limit)
-        live = len(donor.at) - len(donor.cached)
         needed = -(-len(donor.at) * donor.block_bytes // donor.chunk_bytes)
         count = donor.chunks - max(donor.target, needed)
-        if count <= 0 or (donor is self.kv and live > donor.limit):
+        if count <= 0:
             return
         kept = donor.holds(donor.chunks - count)
         for name in sorted(donor.at, key=donor.at.__getitem__):

@@ -1,10 +1,14 @@
 """The allocator on its own: handles, eviction, changing splits, migration on failure, failures of the backend."""
 
+import copy
 import errno
+import gc
 import os
+import pickle
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,12 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hbmgym.memory_backend.avmp import Avmp, BadHandle, MigrateOnFailure, OutOfBlocks, PoolStats
+from hbmgym.memory_backend.avmp import Avmp, BadHandle, OutOfBlocks
+from hbmgym.memory_backend.avmp_stats import PoolStats
+from hbmgym.memory_backend.migration import MigrateOnFailure
 from hbmgym.memory_backend.oplog import EVERYTHING, KV, OP
 from hbmgym.memory_backend.pools import INDEX_BITS, pin, release, unpin, zero
 from hbmgym.memory_backend.prefix_cache import NEVER, make_memory, take_page, take_slot
@@ -145,6 +153,9 @@ def test_too_large_a_request_takes_nothing(plain: Avmp) -> None:
         plain.allocate("kv", capacity + 1)
     assert len(plain.allocate("kv", capacity)) == capacity
     assert len(plain.allocate("kv", 0)) == 0
+    with pytest.raises(OutOfBlocks):
+        plain.allocate("ssm", np.int64(2**62))
+    assert len(plain.allocate("ssm", np.int64(3))) == 3
 
 
 # Changing the split.
@@ -212,6 +223,26 @@ def test_nothing_moves_while_a_batch_is_open(plain: Avmp) -> None:
     assert plain.stats().moves.deferred == 1
 
 
+def test_what_becomes_free_while_a_batch_is_open_moves_at_its_end(plain: Avmp) -> None:
+    slots = plain.allocate("ssm", 13)
+    with plain.batch():
+        plain.request_split(0.6)
+        plain.free(slots[:4])
+        plain.request_split(0.9)
+        plain.free(slots[4:])
+    stats = plain.stats()
+    assert stats.kv_share == stats.kv_share_requested > 0.85
+    assert stats.moves.accepted == 1
+
+
+def test_free_pages_move_although_live_ones_do_not_fit(plain: Avmp) -> None:
+    plain.allocate("kv", 30)
+    plain.request_split(0.05)
+    stats = plain.stats()
+    assert stats.kv.chunks == -(-30 * LAYOUT.page_bytes // CHUNK) > stats.kv_share_requested * LAYOUT.chunks
+    assert stats.moves.deferred == 1
+
+
 def test_views_and_addresses_agree(host: Avmp) -> None:
     pages = host.allocate("kv", 3)
     for page, block in zip(pages, host.resolve(pages), strict=True):
@@ -220,6 +251,27 @@ def test_views_and_addresses_agree(host: Avmp) -> None:
     base = host.base("kv")
     host.request_split(0.9)
     assert host.base("kv") == base
+
+
+def test_one_handle_needs_no_list(host: Avmp) -> None:
+    page, slot = host.allocate("kv"), host.allocate("ssm")
+    assert host.resolve(page[0]).tolist() == [0] and host.resolve(int(slot[0])).tolist() == [0]
+    assert len(host.view(page)) == len(host.view(page[0])) == LAYOUT.page_bytes
+    host.free(int(slot[0]))
+    with pytest.raises(BadHandle, match="2 handles given, expected one"):
+        host.view(host.allocate("kv", 2))
+
+
+def test_it_says_what_it_is_and_cannot_be_copied(plain: Avmp) -> None:
+    plain.allocate("kv", 3)
+    assert repr(plain) == (
+        f"<Avmp on accounting, {LAYOUT.budget_bytes} bytes, kv_share 0.516, live: 3 of 44 pages, 0 of 13 slots>"
+    )
+    for take_away in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot be copied or sent to another process"):
+            take_away(plain)
+    plain.close()
+    assert repr(plain) == "<Avmp: it is closed>"
 
 
 def test_accounting_has_no_bytes_to_look_at(plain: Avmp) -> None:
@@ -292,6 +344,95 @@ def test_a_backend_in_an_unknown_state_stops_the_allocator(monkeypatch: pytest.M
         for use in (lambda: host.allocate("kv"), lambda: host.free(page), host.stats, host.check):
             with pytest.raises(VmmError, match=r"refuses every operation: .*roll-back"):
                 use()
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("call", ["execute", "remap", "_copy_or_zero"])
+def test_an_interrupt_in_the_middle_of_a_change_stops_the_allocator(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    with open_avmp("host") as host:
+        pages = host.allocate("kv", 44)
+        host.free(pages[:40])
+        monkeypatch.setattr(host._vmm, call, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            host.request_split(0.2)
+        for use in (lambda: host.allocate("kv"), lambda: host.view(pages[41]), host.check, lambda: host.kv_share):
+            with pytest.raises(VmmError, match="interrupted, or is under way"):
+                use()
+
+
+def test_a_finaliser_cannot_allocate_within_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_avmp("host") as host:
+        pages = host.allocate("kv", 44)
+        for value, page in enumerate(pages[40:], start=1):
+            host.view(page)[:] = value
+        host.free(pages[:40])
+        copies, refused = host._vmm._copy_or_zero, []
+
+        def copy_and_allocate(op: Any) -> None:
+            try:
+                host.allocate("kv")
+            except VmmError as error:
+                refused.append(str(error))
+            copies(op)
+
+        monkeypatch.setattr(host._vmm, "_copy_or_zero", copy_and_allocate)
+        host.request_split(0.2)
+        assert len(refused) == 4 and "under way" in refused[0]
+        assert [int(host.view(page)[0]) for page in pages[40:]] == [1, 2, 3, 4]
+        assert host.stats().kv.live == 4
+
+
+def test_a_batch_whose_end_cannot_be_noted_stops_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_avmp("host") as host:
+
+        def refuse(*_: Any) -> None:
+            raise VmmError("no event")
+
+        monkeypatch.setattr(host._vmm, "end_batch", refuse)
+        with pytest.raises(VmmError, match="no event"), host.batch():
+            pass
+        with pytest.raises(VmmError, match="the end of a batch could not be noted"):
+            host.request_split(0.2)
+
+
+def test_a_view_keeps_the_memory_of_a_dropped_allocator() -> None:
+    host = open_avmp("host")
+    view = host.view(host.allocate("kv")[0])
+    view[:] = 7
+    del host
+    gc.collect()
+    assert np.all(view == 7)
+
+
+def test_a_forked_child_is_refused(plain: Avmp) -> None:
+    read_end, write_end = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads: the child leaves them alone
+        child = os.fork()
+    if child == 0:
+        try:
+            plain.allocate("kv")
+        except VmmError as error:
+            os.write(write_end, str(error).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert b"opened in the parent process; open a new one" in os.read(read_end, 1000)
+    os.close(read_end)
+    os.close(write_end)
+    assert len(plain.allocate("kv")) == 1
+
+
+def test_check_reads_every_stamp_back() -> None:
+    with open_avmp("host", check=True) as host:
+        host.allocate("kv", 3)
+        slot = host.allocate("ssm", 2)[1]
+        host.check()
+        host.view(slot)[:] = 0
+        with pytest.raises(VmmError, match=r"ssm block 1.*found zeros"):
+            host.check()
 
 
 def test_slots_that_cannot_be_zeroed_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +510,49 @@ def test_the_throttle_counts_operations() -> None:
         assert avmp.stats().moves.accepted == 2
 
 
+def test_an_allocation_that_can_never_fit_costs_the_other_pool_nothing() -> None:
+    with open_avmp(migrate=MigrateOnFailure()) as avmp:
+        starve(avmp)
+        avmp.unpin(avmp.allocate("ssm", 13))
+        for blocks in (500, 10**6, 2**62):
+            with pytest.raises(OutOfBlocks):
+                avmp.allocate("kv", blocks)
+        assert avmp.stats().ssm.cached == 13 and avmp.stats().moved_chunks == 0
+
+
+def test_a_migration_that_fails_leaves_an_allocation_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_avmp("host", migrate=MigrateOnFailure()) as host:
+        starve(host)
+        works, failing = host._vmm.remap, iter((True,))
+
+        def remap(*arguments: int) -> None:
+            if next(failing, False):
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            works(*arguments)
+
+        monkeypatch.setattr(host._vmm, "remap", remap)
+        with pytest.raises(OutOfBlocks):
+            host.allocate("kv")
+        assert host.stats().moves.rolled_back == 1
+        assert len(host.allocate("kv")) == 1  # the throttle counts migrations that came about
+
+
+@pytest.mark.parametrize("kind", ["kv", "ssm"])
+@given(held=st.integers(0, 13), blocks=st.integers(1, 60), chunks=st.integers(1, 64))
+@settings(max_examples=60, deadline=None)
+def test_what_migrates_is_enough_and_takes_no_live_block(kind: str, held: int, blocks: int, chunks: int) -> None:
+    with open_avmp(migrate=MigrateOnFailure(low=0.5, high=0.51, interval_ops=0, chunks=chunks)) as avmp:
+        other = "ssm" if kind == "kv" else "kv"
+        avmp.allocate(kind, getattr(avmp.stats(), kind).capacity)
+        avmp.allocate(other, held)
+        try:
+            avmp.allocate(kind, blocks)
+        except OutOfBlocks:
+            assert avmp.stats().moved_chunks == 0
+        assert getattr(avmp.stats(), other).live == held
+        avmp.check()
+
+
 def test_it_leaves_a_pending_request_alone() -> None:
     with open_avmp(migrate=MigrateOnFailure()) as avmp:
         slots = avmp.allocate("ssm", 13)
@@ -401,10 +585,10 @@ def test_it_writes_the_op_log_that_the_engines_kernels_write(monkeypatch: pytest
     script = make_script(600)
     with open_avmp(check=True) as avmp:
         follow_with_handles(avmp, script)
-        kinds = np.bincount(np.concatenate(written)["kind"], minlength=5)
-        assert np.all(kinds > 0), "the script leaves out a kind of entry"
+        ops = np.concatenate(written)
         avmp.check()
-    assert np.concatenate(written).tolist() == follow_with_kernels(script).tolist()
+    assert np.all(np.bincount(ops["kind"], minlength=5) > 0), "the script leaves out a kind of entry"
+    assert ops.tolist() == follow_with_kernels(script).tolist()
 
 
 def make_script(steps: int) -> list[tuple[str, int, float]]:
@@ -457,7 +641,7 @@ def _arrive(memory):
 
 def follow_with_kernels(script: list[tuple[str, int, float]]) -> np.ndarray:
     """The same on the arrays of an engine, blocks named by their entries and generations."""
-    memory = make_memory(LAYOUT, LAYOUT.slots(0.5), 1, 10**5, EVERYTHING, run_limit=LAYOUT.chunks)
+    memory = make_memory(LAYOUT, LAYOUT.slots(0.5), 1, 10**5, EVERYTHING, run_limit=LAYOUT.chunks, pages_grow=False)
     pools = (memory.kv, memory.ssm)
     known: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
     for operation, pool, pick in script:
@@ -527,10 +711,14 @@ with Avmp(2**28, "qwen3-next-80b-a3b", backend="accounting") as memory:
         (lambda avmp: avmp.allocate("kv", 1.0), r"count is 1.0, expected an integer >= 0"),
         (lambda avmp: avmp.request_split(1.5), r"kv_share is 1.5, expected a number from 0 to 1"),
         (lambda avmp: avmp.request_split(float("nan")), r"kv_share is nan"),
-        (lambda avmp: avmp.free(["a"]), r"\['a'\] are not handles: expected integers from allocate\(\)"),
-        (lambda avmp: avmp.free(7), r"7 are not handles"),
-        (lambda avmp: avmp.free([-1]), r"\[-1\] are not handles"),
+        (lambda avmp: avmp.free(["a"]), r"\['a'\]: expected one or several handles, integers from allocate\(\)"),
+        (lambda avmp: avmp.free(7), r"cannot free handle 0x7"),
+        (lambda avmp: avmp.free([-1]), r"\[-1\]: expected one or several"),
+        (lambda avmp: avmp.free([1.0]), r"\[1.0\]: expected one or several"),
+        (lambda avmp: avmp.free(np.array([1, 2**63])), r"expected one or several handles"),
         (lambda avmp: avmp.view(5), r"cannot resolve handle 0x5"),
+        (lambda avmp: avmp.view(5.0), r"5.0: expected one or several handles"),
+        (lambda avmp: avmp.batch(object()).__enter__(), r"stream \(a CUDA stream's handle\) is <object"),
         (lambda avmp: avmp.base("gpu"), r"kind is 'gpu', expected one of kv, ssm"),
     ],
 )
@@ -548,9 +736,15 @@ def test_a_mistake_is_one_clear_line(plain: Avmp, mistake: Callable[[Avmp], Any]
         ({"budget_bytes": 2**26}, r"give at least \d+ bytes"),
         ({"model": "qwen3-nxt"}, r"unknown model 'qwen3-nxt'"),
         ({"backend": "gpu"}, r"backend is 'gpu', expected one of"),
+        ({"budget_bytes": 1e9}, r"budget_bytes is 1000000000.0, expected an integer >= 1"),
+        ({"budget_bytes": "1GiB"}, r"budget_bytes is '1GiB'"),
+        ({"budget_bytes": 2**20}, r"budget_bytes 1048576, in chunks of 2097152: .* give at least"),
+        ({"model": None}, r"unknown model 'None'"),
+        ({"migrate": True}, r"migrate is True, expected a MigrateOnFailure or None"),
+        ({"kv_share": "0.3"}, r"kv_share is '0.3', expected a number from 0 to 1"),
         ({"kv_share": -0.1}, r"kv_share is -0.1"),
         ({"kv_dtype": "int3"}, r"unknown dtype 'int3'"),
-        ({"chunk_bytes": 0}, r"chunk_bytes 0 and page_tokens 64 must be at least 1"),
+        ({"chunk_bytes": 0}, r"chunk_bytes is 0, expected an integer >= 1"),
         (
             {"chunk_bytes": 1_000_000, "backend": "host"},
             r"chunk_bytes 1000000 is not a multiple of the \d+ bytes of a page: give \d+",

@@ -88,3 +88,9 @@ def test_a_budget_too_small_for_one_request_is_refused_with_the_size_it_needs():
     with pytest.raises(ValueError, match="give at least 6000 bytes"):
         Layout(5 * CHUNK, CHUNK, CHUNK // 2, 2 * CHUNK, min_slots=2, min_pages=3)
     Layout(6 * CHUNK, CHUNK, CHUNK // 2, 2 * CHUNK, min_slots=2, min_pages=3)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_sizes_of_nothing_are_refused(sizes):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        Layout(100, *sizes, 1, 1)

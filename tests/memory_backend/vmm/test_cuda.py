@@ -333,6 +333,17 @@ def test_work_that_does_not_end_is_given_up_and_nothing_has_changed(
     cuda.execute(ops)
 
 
+def test_entries_that_are_not_seen_to_end_leave_a_driver_that_refuses(cuda: Any, double: Double) -> None:
+    cuda.fence_timeout_s = 0.02
+    double.hold(FOREVER)
+    with pytest.raises(VmmError, match=r"within 0\.02 s"):
+        cuda.execute(WORKS_ON)
+    double.hold(0)
+    double.finish()
+    with pytest.raises(VmmError, match="refuses every operation: block entries were not seen to end"):
+        cuda.execute(WORKS_ON)
+
+
 def test_close_waits_and_can_be_called_again(cuda: Any, double: Double, stream: int) -> None:
     cuda.fence_timeout_s = 0.02
     double.hold(FOREVER)
