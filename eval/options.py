@@ -1,11 +1,14 @@
 """The flags that training and comparison share: what is served, on what, under which traffic."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hbmgym.cli import option
 from hbmgym.envs.serving.config import Policies, ServingConfig
+from hbmgym.envs.serving.constants import LOADED
+from hbmgym.envs.serving.costs import read_costs
 from hbmgym.envs.traces.pages import output_id_fraction
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.envs.workload import PaperTrafficWorkload, TraceWorkload, Workload, open_workloads
@@ -24,26 +27,30 @@ class ServingOptions:
         "avmp-uniform-short, avmp-mixed-long, avmp-agentic-burst, avmp-sharegpt-replay:FILE",
     )
     model: str = option(_DEFAULTS.model, "model served, lower-case slug")
-    gpu: str = option(_DEFAULTS.gpu, "GPU: h200, h100 or a100")
-    hbm_gib: float = option(_DEFAULTS.hbm_gib, "GiB of HBM for both pools together")
+    gpu: str = option(_DEFAULTS.gpu, "GPU: h200, h100, a100 or rtx3060")
+    tensor_parallel: int = option(_DEFAULTS.tensor_parallel, "GPUs that share the weights, pages and slots")
+    hbm_gib: float = option(_DEFAULTS.hbm_gib, "GiB of HBM for both pools together, on each GPU")
     load: float = option(1.0, "multiplies the arrival rate; 1 is as recorded, or as calibrated")
     tick_s: float = option(0.0, "seconds per tick of the avmp- scenarios at load 1; 0 calibrates it")
-    kv_dtype: str = option(_DEFAULTS.kv_dtype, "dtype of the KV cache")
-    state_dtype: str = option(_DEFAULTS.state_dtype, "dtype of the recurrent state")
+    kv_dtype: str = option(_DEFAULTS.kv_dtype, "dtype of the KV cache: bf16 or fp8")
+    state_dtype: str = option(_DEFAULTS.state_dtype, "dtype of the recurrent state: fp32 or bf16")
+    costs: str = option("", "costs.json of eval/gpu_check.py: measured costs of moves and copies", metavar="FILE")
     policies: str = option(
         "eviction=lru,admission=fcfs,on_shortage=evict", "rules of the engine, equal for every controller"
     )
 
     def serving_config(self) -> ServingConfig:
         """Raises ValueError with one line."""
-        return ServingConfig(
+        config = ServingConfig(
             model=self.model,
             gpu=self.gpu,
             hbm_gib=self.hbm_gib,
+            tensor_parallel=self.tensor_parallel,
             kv_dtype=self.kv_dtype,
             state_dtype=self.state_dtype,
             policies=Policies.parse(self.policies),
         )
+        return read_costs(Path(self.costs)).applied_to(config) if self.costs else config
 
     def workloads(self, config: ServingConfig) -> list[Workload]:
         """One per scenario and trace; raises ValueError with one line."""
@@ -52,7 +59,7 @@ class ServingOptions:
         )
 
     def announce(self, workloads: Sequence[Workload], part: Part, seed: int) -> None:
-        """Try an episode of each, so that what cannot be composed is refused early, and say what a trace lacks."""
+        """Try an episode of each, so that what cannot be composed is refused early; say what traces and times lack."""
         for workload in workloads:
             episode = workload.episode(part, seed)
             if isinstance(workload, PaperTrafficWorkload):
@@ -62,3 +69,17 @@ class ServingOptions:
                 notices = (*workload.trace.notices, f"{share:.0%} of the rows have ids for what they generate")
                 for notice in notices:
                     print(f"{workload.name}: {notice}", file=sys.stderr)
+        for notice in self._notices_of_times():
+            print(notice, file=sys.stderr)
+
+    def _notices_of_times(self) -> Iterator[str]:
+        """One line each for what the modelled times do not rest on, or rest on instead."""
+        if notice := LOADED.notice(self.model, self.gpu):
+            yield notice
+        if self.tensor_parallel > 1 and not LOADED.constants.t_comm_s:
+            yield (
+                f"tensor_parallel {self.tensor_parallel}: weights, pages and slots are divided by it; communication is "
+                "not modelled"
+            )
+        if self.costs:
+            yield read_costs(Path(self.costs)).line

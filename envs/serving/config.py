@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hbmgym.envs.serving.constants import LOADED, CostConstants
 from hbmgym.envs.serving.cost_model import CHUNK_MOVE_S
 from hbmgym.memory_backend.split import CHUNK_BYTES
 
@@ -48,7 +49,7 @@ class ServingConfig:
     """Slug of memory_backend/models.json."""
     gpu: str = "h200"
     hbm_gib: float = 40.0
-    """GiB of both pools together."""
+    """GiB of both pools together, on each GPU."""
     tensor_parallel: int = 1
     weight_dtype: str = "fp8"
     kv_dtype: str = "bf16"
@@ -71,6 +72,8 @@ class ServingConfig:
     """TPOT SLO = factor x modelled TPOT at batch 16 and 8k context."""
     chunk_move_s: float = CHUNK_MOVE_S
     """Modelled seconds to move one chunk between the pools."""
+    constants: CostConstants = LOADED.constants
+    """Of the cost model, where a calibration or a measurement may replace them."""
     transfers: str = "overlapped"
     """Moving chunks runs beside the iterations (overlapped) or stops them (stall)."""
     window_s: float = 5.0

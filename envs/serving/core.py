@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 
 import numpy as np
 
@@ -39,6 +40,12 @@ def make_layout(config: ServingConfig) -> Layout:
     """Chunks, blocks and splits of a configuration; ValueError when weights and budget do not fit the GPU."""
     model, gpu = find_model(config.model), find_gpu(config.gpu)
     parallel = config.tensor_parallel
+    heads = math.gcd(model.q_heads, model.state_shape[0])
+    if heads % parallel:
+        raise ValueError(
+            f"tensor_parallel is {parallel}, but {model.slug} has {model.q_heads} query heads and "
+            f"{model.state_shape[0]} state heads to share out: choose a divisor of {heads}"
+        )
     weights = model.weight_bytes(config.weight_dtype) // parallel
     if weights + config.budget_bytes > gpu.memory_bytes:
         raise ValueError(
@@ -68,6 +75,7 @@ def cost_of(config: ServingConfig) -> np.record:
         prefill_budget=config.prefill_budget,
         page_tokens=config.page_tokens,
         chunk_move_s=config.chunk_move_s,
+        constants=config.constants,
     )
 
 
@@ -78,6 +86,7 @@ def setup_hash(config: ServingConfig) -> str:
     """
     settings = dataclasses.asdict(config)
     del settings["initial_kv_share"]
+    del settings["constants"]  # whatever of them acts is in the cost record
     facts = [settings, dataclasses.asdict(make_layout(config)), cost_of(config).tolist()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -5,8 +5,10 @@
     W_eff(T) = W (1 - (1 - P_active / P_total)^T)
 
 with B decoding requests that read ctx tokens together, and prefill chunks of c tokens at offset x. BW and F are the
-peak rates of one GPU. Under tensor parallelism g, weights, KV, state and compute are divided by g; communication is not
-modelled.
+peak rates of one GPU. Under tensor parallelism g, weights, KV, state and compute are divided by g; communication is
+t_comm (g - 1) / g per layer and iteration, which is 0, that is not modelled, unless a calibration has fitted it.
+
+The constants of the first block may be replaced by a calibration (constants.py); these are the priors:
 
 | constant | value | where it comes from |
 |---|---|---|
@@ -14,9 +16,14 @@ modelled.
 | t_seq | 4 us per decoding request | BLIS's fits |
 | e_w, e_k | .71, .53 | BLIS's fits |
 | e_s | per GPU, see gpus.py | measured decode recurrence, without the convolution (aiconfigurator, Qwen3.5-35B-A3B) |
+| e_c | .5 | our assumption |
+| t_comm | 0 | not modelled |
+
+| constant | value | where it comes from |
+|---|---|---|
+| e_a | .5 | our assumption |
 | a_rec | 47.5 + 13.3 ns per token and layer | the same tables: prefill scan + convolution, H200, 32x128x128 state |
 | t_rec0 | 11.6 us per layer | the same tables: floor of the scan |
-| e_c, e_a | .5, .5 | our assumption |
 
 Scaling a_rec and t_rec0 by state size and by bandwidth to other models and GPUs is our assumption too.
 """
@@ -25,12 +32,12 @@ import math
 
 import numpy as np
 
+from hbmgym.envs.serving.constants import LOADED, CostConstants
 from hbmgym.envs.serving.gpus import GPUS, Gpu
 from hbmgym.memory_backend.geometry import HybridModel
 from hbmgym.memory_backend.jit import kernel
 
-E_W, E_K, E_C, E_A = 0.71, 0.53, 0.5, 0.5
-T_FIX_S, T_FIX_PER_LAYER_S, T_SEQ_S = 126e-6, 32e-6, 4e-6
+E_A = 0.5
 A_REC_S, T_REC0_S = (47.5 + 13.3) * 1e-9, 11.6e-6
 REFERENCE_STATE_ELEMENTS = 32 * 128 * 128
 CHUNK_MOVE_S = 75e-6
@@ -41,7 +48,7 @@ MAX_ITERATIONS = 2**40
 
 # name, type, meaning; everything is per GPU, "all layers" unless said.
 COST_TABLE: tuple[tuple[str, str, str], ...] = (
-    ("t_fix_s", "f8", "every iteration"),
+    ("t_fix_s", "f8", "every iteration, communication included"),
     ("weights_s", "f8", "reading all weights: W / (e_w BW)"),
     ("log_miss", "f8", "log(1 - P_active / P_total), -inf for a dense model: an expert is missed by one token"),
     ("compute_s_per_token", "f8", "2 P_active / (e_c F)"),
@@ -71,6 +78,7 @@ def make_cost(
     prefill_budget: int = 8192,
     page_tokens: int = 64,
     chunk_move_s: float = CHUNK_MOVE_S,
+    constants: CostConstants = LOADED.constants,
 ) -> np.record:
     """The constants of `model` on `gpu` as one COST record; ValueError for a model without weights."""
     if model.total_params == 0:
@@ -82,24 +90,30 @@ def make_cost(
     # One GPU's part of a model is read as if g GPUs formed one with g times the rates.
     bandwidth = tensor_parallel * gpu.bandwidth
     flops = tensor_parallel * gpu.flops
-    copy_bandwidth = gpu.state_efficiency * bandwidth
+    state_efficiency = gpu.state_efficiency if constants.e_s is None else constants.e_s
+    copy_bandwidth = state_efficiency * bandwidth
     recurrence = model.state_elements / REFERENCE_STATE_ELEMENTS * GPUS["h200"].bandwidth / bandwidth
     dense = model.active_params == model.total_params
+    layers = model.attention_layers + model.recurrent_layers
 
     cost = np.zeros(1, COST).view(np.recarray)[0]
-    cost.t_fix_s = T_FIX_S + T_FIX_PER_LAYER_S * (model.attention_layers + model.recurrent_layers)
-    cost.weights_s = model.weight_bytes(weight_dtype) / (E_W * bandwidth)
+    cost.t_fix_s = constants.t_fix_s + constants.t_fix_per_layer_s * layers
+    cost.t_fix_s += constants.t_comm_s * layers * (tensor_parallel - 1) / tensor_parallel
+    cost.weights_s = model.weight_bytes(weight_dtype) / (constants.e_w * bandwidth)
     cost.log_miss = -math.inf if dense else math.log1p(-model.active_params / model.total_params)
-    cost.compute_s_per_token = 2 * model.active_params / (E_C * flops)
-    cost.kv_s_per_ctx_token = model.kv_token_bytes(kv_dtype) / (E_K * bandwidth)
+    cost.compute_s_per_token = 2 * model.active_params / (constants.e_c * flops)
+    cost.kv_s_per_ctx_token = model.kv_token_bytes(kv_dtype) / (constants.e_k * bandwidth)
     cost.state_s_per_seq = 2 * model.state_bytes(state_dtype) / copy_bandwidth
     cost.attention_s_per_pair = model.attention_layers * 4 * model.q_heads * model.head_dim / (E_A * flops)
     cost.recurrence_s_per_token = model.recurrent_layers * A_REC_S * recurrence
     cost.recurrence_floor_s = model.recurrent_layers * T_REC0_S * recurrence
-    cost.t_seq_s = T_SEQ_S
+    cost.t_seq_s = constants.t_seq_s
     cost.slot_copy_s = 2 * model.slot_bytes(state_dtype) / copy_bandwidth
     # A byte of a pool lies on one GPU, so tensor parallelism does not speed it up.
-    cost.block_copy_s_per_byte = 2 / (gpu.state_efficiency * gpu.bandwidth)
+    cost.block_copy_s_per_byte = 2 / (state_efficiency * gpu.bandwidth)
+    if constants.block_copy_s_per_byte is not None:
+        cost.block_copy_s_per_byte = constants.block_copy_s_per_byte
+        cost.slot_copy_s = constants.block_copy_s_per_byte * model.slot_bytes(state_dtype) / tensor_parallel
     cost.chunk_move_s = chunk_move_s
     cost.prefill_budget = prefill_budget
     cost.page_tokens = page_tokens

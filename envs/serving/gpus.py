@@ -27,6 +27,7 @@ class Gpu:
 
 
 _AICONFIGURATOR = "e_s: aiconfigurator gdn_perf tables, Qwen3.5-35B-A3B, fp32 state"
+_GA106 = "NVIDIA RTX 3060 data sheet; FLOP rate with fp32 accumulation, half of that with fp16"
 
 GPUS: Mapping[str, Gpu] = MappingProxyType(
     {
@@ -35,6 +36,7 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
             Gpu("h200", "H200", 141e9, 4.8e12, 989e12, 64e9, 0.86, f"NVIDIA H200 data sheet; {_AICONFIGURATOR}"),
             Gpu("h100", "H100 SXM", 80e9, 3.35e12, 989e12, 64e9, 0.895, f"NVIDIA H100 data sheet; {_AICONFIGURATOR}"),
             Gpu("a100", "A100 80G SXM", 80e9, 2.039e12, 312e12, 32e9, 0.86, "NVIDIA A100 data sheet; e_s assumed"),
+            Gpu("rtx3060", "RTX 3060 12G", 12e9, 0.36e12, 25e12, 32e9, 0.86, f"{_GA106}; e_s assumed"),
         )
     }
 )

@@ -1,9 +1,11 @@
+import dataclasses
 import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hbmgym.envs.serving.constants import CostConstants
 from hbmgym.envs.serving.cost_model import (
     MAX_ITERATIONS,
     cold_prefill_s,
@@ -143,7 +145,45 @@ def test_unknown_gpu_names_the_known_ones():
 
 
 def test_gpu_memory_is_in_bytes():
-    assert {slug: gpu.memory_bytes for slug, gpu in GPUS.items()} == {"h200": 141e9, "h100": 80e9, "a100": 80e9}
+    sizes = {"h200": 141e9, "h100": 80e9, "a100": 80e9, "rtx3060": 12e9}
+    assert {slug: gpu.memory_bytes for slug, gpu in GPUS.items()} == sizes
+
+
+def test_communication_is_per_layer_and_the_share_that_other_gpus_hold():
+    def fixed_s(tensor_parallel: int) -> float:
+        model, constants = find_model("qwen3-next-80b-a3b"), CostConstants(t_comm_s=8e-6)
+        return make_cost(model, H200, tensor_parallel=tensor_parallel, constants=constants).t_fix_s - NEXT.t_fix_s
+
+    assert fixed_s(1) == 0.0
+    assert fixed_s(2) == pytest.approx(48 * 8e-6 / 2)
+    assert fixed_s(8) == pytest.approx(48 * 8e-6 * 7 / 8)
+
+
+def test_every_constant_acts_on_its_own_terms():
+    terms = {
+        "t_fix_s": {"t_fix_s"},
+        "t_fix_per_layer_s": {"t_fix_s"},
+        "t_seq_s": {"t_seq_s"},
+        "e_w": {"weights_s"},
+        "e_k": {"kv_s_per_ctx_token"},
+        "e_s": {"state_s_per_seq", "slot_copy_s", "block_copy_s_per_byte"},
+        "e_c": {"compute_s_per_token"},
+        "t_comm_s": {"t_fix_s"},
+        "block_copy_s_per_byte": {"slot_copy_s", "block_copy_s_per_byte"},
+    }
+    assert set(terms) == {field.name for field in dataclasses.fields(CostConstants)}
+    model = find_model("qwen3-next-80b-a3b")
+    usual = make_cost(model, H200, tensor_parallel=2)
+    for name, expected in terms.items():
+        other = make_cost(model, H200, tensor_parallel=2, constants=CostConstants(**{name: 0.123}))
+        assert {field for field in usual.dtype.names if other[field] != usual[field]} == expected, name
+
+
+def test_a_measured_copy_holds_for_slots_of_one_gpu_too():
+    model, constants = find_model("qwen3-next-80b-a3b"), CostConstants(block_copy_s_per_byte=1e-12)
+    cost = make_cost(model, H200, tensor_parallel=2, constants=constants)
+    assert cost.block_copy_s_per_byte == 1e-12
+    assert cost.slot_copy_s == near(77_266_944 / 2 * 1e-12)
 
 
 def test_shape_without_weights_is_refused():

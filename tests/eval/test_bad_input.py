@@ -151,7 +151,13 @@ def test_a_damaged_real_trace_is_refused(script, workplace, refusal):
         (("--scenario", "rush-hour"), "expected one of mix-shift, steady-chat"),
         (("--scenario", "mix-shift", "--scenario", "mix-shift"), "mix-shift is given twice"),
         (("--model", "gpt-2"), "unknown model 'gpt-2'"),
-        (("--gpu", "b200"), "known are h200, h100, a100"),
+        (("--gpu", "b200"), "known are h200, h100, a100, rtx3060"),
+        (("--gpu", "rtx3060"), "exceeds the 12 GB of rtx3060: lower hbm_gib"),
+        (("--tensor-parallel", "0"), "tensor_parallel is 0"),
+        (("--tensor-parallel", "3"), "tensor_parallel is 3, but qwen3-next-80b-a3b has 16 query heads"),
+        (("--tensor-parallel", "x"), "--tensor-parallel: invalid integer value: 'x'"),
+        (("--costs", "nowhere.json"), "nowhere.json: cannot be read: No such file"),
+        (("--costs", "."), "Is a directory"),
         (("--hbm-gib", "0.1"), "give at least"),
         (("--hbm-gib", "0"), "hbm_gib is 0.0"),
         (("--hbm-gib", "-4"), "hbm_gib is -4.0"),
@@ -173,6 +179,32 @@ def test_a_damaged_real_trace_is_refused(script, workplace, refusal):
 )
 def test_a_bad_flag_is_named(script, arguments, named, refusal):
     assert named in refusal(script, *arguments)
+
+
+@both
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "is no costs.json"),
+        (b"\xff", "is no costs.json"),
+        (b"[]", "is no costs.json"),
+        (b'{"constants": 3, "measured_on": {"name": "x"}}', "is no costs.json"),
+        (b'{"constants": {"chunk_move_s": 1e-4}}', "is no costs.json"),
+        (b'{"constants": {}, "measured_on": {"name": "x"}}', "has no constants"),
+        (
+            b'{"constants": {"e_w": 1}, "measured_on": {"name": "x"}}',
+            "constant is 'e_w', expected one of: chunk_move_s",
+        ),
+        *(
+            (b'{"constants": {"chunk_move_s": %s}, "measured_on": {"name": "x"}}' % value, "chunk_move_s is ")
+            for value in (b"0", b"-1", b"NaN", b"Infinity", b"true", b"null", b'"1"', b"[]")
+        ),
+    ],
+)
+def test_bad_costs_are_named(script, content, named, workplace, refusal):
+    (workplace / "costs.json").write_bytes(content)
+    line = refusal(script, "--costs", "costs.json")
+    assert "costs.json: " in line and named in line
 
 
 @both

@@ -129,3 +129,19 @@ def test_without_the_package_a_script_says_so_in_one_line(script, tmp_path):
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1 and "make train" in ended.stderr
     assert not ended.stdout
+
+
+def test_it_says_what_the_times_do_not_rest_on(tmp_path, trace, capsys):
+    costs = tmp_path / "costs.json"
+    costs.write_text(json.dumps({"constants": {"chunk_move_s": 6e-5}, "measured_on": {"name": "NVIDIA H200"}}))
+    flags = ("--tensor-parallel", "2", "--costs", str(costs), "--seeds", "1", "--controllers", "static-0.5")
+    main([*SERVING, *trace, *flags, "--out", str(tmp_path / "new")])
+    said = capsys.readouterr().err
+    assert f"{MODEL} on h200: no published measurement stands behind its times" in said
+    assert "tensor_parallel 2: " in said and "communication is not modelled" in said
+    assert f"{costs}: chunk_move_s 6e-05, measured on NVIDIA H200" in said
+
+
+def test_a_model_with_a_row_needs_no_notice(tmp_path, trace, capsys):
+    main([*trace, "--hbm-gib", "4", "--seeds", "1", "--jobs", "1", "--no-oracle", "--controllers", "static-0.5"])
+    assert "no published measurement" not in capsys.readouterr().err

@@ -102,3 +102,7 @@ def test_every_model_agrees_with_the_published_sizes():
             "shape_verified": model.shape_verified,
         }
         assert computed == {key: row[key] for key in computed}, model.slug
+
+
+def test_every_shape_names_its_source():
+    assert all(len(model.source) > 10 for model in MODELS.values())
