@@ -13,6 +13,7 @@ from hbmgym.controllers.base import TELEMETRY_TABLE
 from hbmgym.controllers.observation import OBSERVATION_SIZE, OBSERVATION_TABLE, observe
 from hbmgym.envs.render import HistoryFigure, ansi_line
 from hbmgym.envs.serving.config import Policies, ServingConfig
+from hbmgym.envs.serving.constants import LOADED, CostConstants
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.seeds import SEED_RANGES, Part, check_seed
@@ -248,18 +249,21 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
 
 
 def serving_config(settings: Mapping[str, Any]) -> ServingConfig:
-    """A configuration from fields that may come from JSON; `policies` is a mapping or 'eviction=lru,...'.
+    """A configuration from fields that may come from JSON.
 
+    `policies` is a mapping or 'eviction=lru,...'; `constants` is a mapping, and what it leaves out is as loaded.
     Raises a one-line ValueError that names the field.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(ServingConfig)}
     for name, value in settings.items():
         _check_choice("serving field", name, defaults)
-        if name != "policies":
+        if name not in ("policies", "constants"):
             _check_type(name, value, type(defaults[name]))
     settings = dict(settings)
     if "policies" in settings:
         settings["policies"] = _policies(settings["policies"])
+    if "constants" in settings:
+        settings["constants"] = _constants(settings["constants"])
     return ServingConfig(**settings)
 
 
@@ -274,6 +278,17 @@ def _policies(value: Any) -> Policies:
     for name in value:
         _check_choice("policy", name, fields)
     return Policies(**value)
+
+
+def _constants(value: Any) -> CostConstants:
+    if isinstance(value, CostConstants):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"serving field constants is {value!r}, expected a mapping")
+    fields = [field.name for field in dataclasses.fields(CostConstants)]
+    for name in value:
+        _check_choice("constant", name, fields)
+    return dataclasses.replace(LOADED.constants, **value)
 
 
 def _listed(names: str | Sequence[str] | None) -> Sequence[str]:

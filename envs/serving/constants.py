@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+MOST_S = 1.0
+"""No constant is longer; a larger one is in another unit."""
 FILE = Path(__file__).with_name("calibration.json")
 
 
@@ -36,6 +38,20 @@ class CostConstants:
     """Every iteration and layer, times (g - 1) / g under tensor parallelism g; 0: communication is not modelled."""
     block_copy_s_per_byte: float | None = None
     """Copying a block inside the HBM of one GPU, as measured by eval/gpu_check.py; None: by bandwidth and e_s."""
+
+    def __post_init__(self) -> None:
+        for name in ("e_w", "e_k", "e_s", "e_c"):
+            if not _is_within(value := getattr(self, name), 1.0) and (value is not None or name != "e_s"):
+                raise ValueError(f"constant {name} is {value!r}, expected a number above 0 and at most 1")
+        for name in ("t_fix_s", "t_fix_per_layer_s", "t_seq_s", "t_comm_s"):
+            if not _is_within(value := getattr(self, name), MOST_S) and value != 0:
+                raise ValueError(f"constant {name} is {value!r}, expected seconds from 0 to {MOST_S:g}")
+        if (value := self.block_copy_s_per_byte) is not None and not _is_within(value, MOST_S):
+            raise ValueError(f"constant block_copy_s_per_byte is {value!r}, expected seconds up to {MOST_S:g}")
+
+
+def _is_within(value: object, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= most
 
 
 PRIORS = CostConstants()

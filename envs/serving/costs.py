@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.constants import MOST_S
 
 NAMES = ("chunk_move_s", "block_copy_s_per_byte")
 
@@ -48,6 +49,6 @@ def read_costs(path: Path) -> MeasuredCosts:
     for name, value in values.items():
         if name not in NAMES:
             raise ValueError(f"{path}: constant is {name!r}, expected one of: {', '.join(NAMES)}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise ValueError(f"{path}: {name} is {value!r}, expected a finite number of seconds > 0")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST_S:
+            raise ValueError(f"{path}: {name} is {value!r}, expected seconds above 0 and at most {MOST_S:g}")
     return MeasuredCosts(path, values, measured_on)

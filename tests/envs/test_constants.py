@@ -84,3 +84,17 @@ def test_dtypes_change_the_blocks_that_they_name(kv, state):
     model = find_model("qwen3.5-4b")
     assert layout.page_bytes == 64 * 8 * 2 * 4 * 256 * {"bf16": 2, "fp8": 1}[kv]
     assert layout.slot_bytes == 24 * 32 * 128 * 128 * {"fp32": 4, "bf16": 2}[state] + model.conv_bytes
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.1, float("nan"), float("inf"), True, "1"])
+def test_what_is_no_share_of_a_rate_is_refused(value):
+    for name in ("e_w", "e_k", "e_s", "e_c"):
+        with pytest.raises(ValueError, match=f"constant {name} is .*, expected a number above 0 and at most 1"):
+            CostConstants(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-1e-6, 30.0, float("nan"), float("inf"), True, "1"])
+def test_what_is_no_time_is_refused(value):
+    for name in ("t_fix_s", "t_fix_per_layer_s", "t_seq_s", "t_comm_s", "block_copy_s_per_byte"):
+        with pytest.raises(ValueError, match=f"constant {name} is .*, expected seconds"):
+            CostConstants(**{name: value})

@@ -1,5 +1,6 @@
 """The environment keeps Gymnasium's and Stable-Baselines3's contracts, and its own spec sheet."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import hbmgym  # noqa: F401  (registers the environments)
 from hbmgym.controllers.observation import OBSERVATION_TABLE
 from hbmgym.envs.hbm_partition import HbmPartitionEnv, serving_config
 from hbmgym.envs.registration import ENVIRONMENTS
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.constants import CostConstants
 from hbmgym.envs.traces.episode import ROW, Episode
 from hbmgym.envs.traces.seeds import Part
 
@@ -199,6 +202,10 @@ def test_the_initial_share_is_random_on_request() -> None:
         {"serving": {"hbm_gb": 8.0}},
         {"serving": {"window_s": "5"}},
         {"serving": {"policies": {"colour": "red"}}},
+        {"serving": {"constants": {"colour": 1.0}}},
+        {"serving": {"constants": {"e_w": 2.0}}},
+        {"serving": {"constants": {"t_fix_s": "0"}}},
+        {"serving": {"constants": 3}},
         {"part": "trian"},
         {"backend": "gpu"},
         {"render_mode": "human"},
@@ -213,6 +220,11 @@ def test_wrong_arguments_are_named_in_one_line(arguments: dict[str, Any]) -> Non
 
 def test_serving_fields_may_come_from_json() -> None:
     assert serving_config(json.loads('{"window_s": 5, "policies": {"eviction": "lru"}}')) == serving_config({})
+
+
+def test_serving_fields_survive_being_taken_apart() -> None:
+    config = ServingConfig(constants=CostConstants(e_w=0.5, e_s=0.7))
+    assert serving_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 @pytest.mark.parametrize("name", IDS)
