@@ -34,7 +34,9 @@ class CompareOptions(ServingOptions):
     )
     seeds: int = option(10, "episodes per workload")
     split: str = option("validation", "part of the data", choices=("train", "validation", "test", "all"))
-    backend: str = option("accounting", "what executes the moves", choices=BACKENDS)
+    backend: str = option(
+        "accounting", "what executes the moves; host copies every state: minutes per episode", choices=BACKENDS
+    )
     check: bool = option(False, "verify every invariant after every window (slow)")
     oracle: bool = option(True, "search the per-phase best of scenarios with phases")
     jobs: int = option(min(2, os.cpu_count() or 1), "processes")
