@@ -22,12 +22,12 @@ from hbmgym.memory_backend import handles as kernels
 from hbmgym.memory_backend.avmp_stats import Moves, PoolStats, Stats
 from hbmgym.memory_backend.geometry import HybridModel, find_model
 from hbmgym.memory_backend.handles import CLOSED, DONE, REFUSED, TO_DO
-from hbmgym.memory_backend.memory_table import MemoryTable
 from hbmgym.memory_backend.migration import PAPERS_RULE, MigrateOnFailure
 from hbmgym.memory_backend.oplog import BYTES, EVERYTHING, KV, NOTHING, POOL_NAMES, SSM
 from hbmgym.memory_backend.pools import NONE, Pool, free_blocks
 from hbmgym.memory_backend.prefix_cache import NEVER, check_memory, check_stamps, make_memory
 from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
+from hbmgym.memory_backend.table import Table
 from hbmgym.memory_backend.vmm import VmmError, open_vmm
 
 Handles = NDArray[np.uint64]
@@ -126,7 +126,7 @@ class Avmp:
         self._memory = make_memory(layout, slots, 1, log_capacity, level, run_limit=layout.chunks, pages_grow=False)
         for pool in self._pools:
             pool.entries["generation"] = next(_opened) * _GENERATION_STEP & 0x7FFFFFFF
-        self._arrays = MemoryTable(self._memory)
+        self._arrays = Table(self._memory)
         self._table = self._arrays.address  # 0: every operation is refused
         self._refusal = ""
         _allocators.add(self)
@@ -343,7 +343,6 @@ class Avmp:
 
     def _stop(self, refusal: str) -> None:
         self._table, self._refusal = 0, refusal
-        self._arrays.close()
 
     def _require_open(self) -> None:
         if not self._table:

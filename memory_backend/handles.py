@@ -1,15 +1,14 @@
 """Blocks by handle: kernels that allocate, free, pin and unpin many blocks at once, all of them or none.
 
-They take the address of a MemoryTable, which is 0 once the memory is closed, and say what is left to do.
+They take the address of a Memory's Table, which is 0 once the memory is closed, and say what is left to do.
 """
 
 import numpy as np
 
 from hbmgym.memory_backend.jit import kernel, subkernel
-from hbmgym.memory_backend.memory_table import memory_at
 from hbmgym.memory_backend.oplog import KV
 from hbmgym.memory_backend.pools import INDEX_BITS, NONE, make_handle, pin, release, resolve_handle, unpin, zero
-from hbmgym.memory_backend.prefix_cache import NEVER, take_page, take_slot
+from hbmgym.memory_backend.prefix_cache import NEVER, memory_at, take_page, take_slot
 from hbmgym.memory_backend.resize import go_on_shrinking, request_split, run_arrives, undo_run, withdraw_request
 
 DONE = 0

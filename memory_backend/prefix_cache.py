@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hbmgym.memory_backend.jit import kernel, subkernel
-from hbmgym.memory_backend.oplog import KV, SSM, OpLog, make_op_log
+from hbmgym.memory_backend.oplog import KV, NOTHING, SSM, OpLog, make_op_log
 from hbmgym.memory_backend.pools import (
     NONE,
     Pool,
@@ -26,6 +26,7 @@ from hbmgym.memory_backend.pools import (
     unpin,
 )
 from hbmgym.memory_backend.split import Layout
+from hbmgym.memory_backend.table import table_reader
 
 NEVER = 1e300  # a time that does not come; finite, so that differences stay finite
 PAGE_ID = np.dtype([("page", "i4"), ("snapshot", "i4"), ("seen", "i4")], align=True)
@@ -79,6 +80,10 @@ def make_memory(
         chunk_at,
         make_op_log(log_capacity, log_level),
     )
+
+
+EXAMPLE_MEMORY = make_memory(Layout(2, 1, 1, 1, 1, 1), 1, 1, 1, NOTHING, 1)
+memory_at = table_reader(EXAMPLE_MEMORY)
 
 
 @subkernel

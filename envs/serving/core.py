@@ -10,29 +10,28 @@ import numpy as np
 from hbmgym.controllers.base import TELEMETRY, Setup
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.cost_model import cold_prefill_s, make_cost, tpot_reference_s
-from hbmgym.envs.serving.engine import LOG_FULL, run
+from hbmgym.envs.serving.engine import LOG_FULL, ask_for_split, run
 from hbmgym.envs.serving.gpus import find_gpu
 from hbmgym.envs.serving.state import (
     DECODING,
-    ENGINE,
     FINISHED,
-    GROWTH,
     HELD,
     PREFILLING,
     REJECTED,
     WAITING,
     State,
-    make_requests,
+    make_state,
+    state_at,
 )
 from hbmgym.envs.serving.telemetry import close_window, make_window
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.memory_backend.geometry import find_model
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.oplog import EVERYTHING, NOTHING
-from hbmgym.memory_backend.pools import NONE
 from hbmgym.memory_backend.prefix_cache import Memory, check_memory, check_stamps, make_memory
-from hbmgym.memory_backend.resize import RUN_CHUNKS, request_split
+from hbmgym.memory_backend.resize import RUN_CHUNKS
 from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
+from hbmgym.memory_backend.table import Table
 from hbmgym.memory_backend.vmm import Vmm, open_vmm
 
 
@@ -92,16 +91,10 @@ def setup_hash(config: ServingConfig) -> str:
 
 
 @kernel
-def _ttft_slos(cost, rows, requests, floor_s, factor):
-    for row in range(len(rows)):
-        requests[row].ttft_slo_s = floor_s + factor * cold_prefill_s(cost, rows[row].input_tokens)
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    """A view that cannot be written: kernels are compiled for one kind of array only."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
+def _set_ttft_slos(table, floor_s, factor):
+    state = state_at(table)
+    for row in range(len(state.rows)):
+        state.requests[row].ttft_slo_s = floor_s + factor * cold_prefill_s(state.cost, state.rows[row].input_tokens)
 
 
 class Core:
@@ -150,11 +143,13 @@ class Core:
         self._share_bounds = share_bounds or self.layout.share_bounds
         self.vmm = open_vmm(self._backend, self.layout, kv_chunks)
         self._state = self._make_state(slots)
+        self._table = Table(self._state)
+        _set_ttft_slos(self._table.address, self.config.ttft_slo_floor_s, self.config.ttft_slo_factor)
         self._window = make_window()
         self._window_end_s = 0.0
         self.telemetry = np.zeros(1, TELEMETRY).view(np.recarray)[0]
         self._write_constants()
-        close_window(self._state, self._window, self.telemetry)
+        close_window(self._table.address, self._window, self.telemetry)
         return self.telemetry
 
     def _make_state(self, slots: int) -> State:
@@ -173,10 +168,9 @@ class Core:
             run_limit=RUN_CHUNKS,
             pages_grow=True,
         )
-        requests = make_requests(len(episode.rows))
-        engine = np.zeros(1, ENGINE).view(np.recarray)[0]
+        state = make_state(memory, episode.rows, episode.refs, self.cost, config.page_tokens)
+        engine = state.engine
         engine.slots_per_request = config.slots_per_request
-        engine.page_tokens = config.page_tokens
         engine.decode_snapshot_tokens = config.decode_snapshot_tokens
         engine.max_pages = layout.pages(layout.slots(self._share_bounds[1]))
         engine.max_preemptions = config.max_preemptions
@@ -184,13 +178,7 @@ class Core:
         engine.worker_chunk_s = 0.0 if engine.stall else config.chunk_move_s
         engine.deadline_slos = config.deadline_slos
         engine.tpot_slo_s = self.setup.tpot_slo_s
-        engine.blocked_on = NONE
-        _ttft_slos(self.cost, episode.rows, requests, config.ttft_slo_floor_s, config.ttft_slo_factor)
-        ends = np.full((GROWTH + config.page_tokens, 2), NONE, np.int32)
-        heap = np.zeros(len(requests), np.int32)
-        return State(
-            memory, _read_only(episode.rows), _read_only(episode.refs), requests, ends, heap, engine, self.cost
-        )
+        return state
 
     def _write_constants(self) -> None:
         telemetry, setup = self.telemetry, self.setup
@@ -207,15 +195,14 @@ class Core:
         if slots == self._state.memory.split.requested_slots:
             return
         ssm_chunks = self.layout.chunks - self.layout.kv_chunks(slots)
-        request_split(self._state.memory, slots, ssm_chunks, self.now_s, self._state.engine.worker_chunk_s)
-        self._state.engine.head_tried = 0  # a request that takes back a shrink raises a limit at once
+        ask_for_split(self._table.address, slots, ssm_chunks)
 
     def run_window(self) -> np.record:
         """Advance by one window and let the backend execute the op log; returns the Telemetry record."""
         self._window_end_s += self.config.window_s
-        while run(self._state, self._window_end_s, self._log_margin) == LOG_FULL:
+        while run(self._table.address, self._window_end_s, self._log_margin) == LOG_FULL:
             self._execute_log()
-        close_window(self._state, self._window, self.telemetry)
+        close_window(self._table.address, self._window, self.telemetry)
         self._execute_log()
         if self._check:
             self.check()

@@ -15,19 +15,20 @@ from hbmgym.envs.serving.snapshots import (
     save_decode_snapshot,
     save_prefill_snapshot,
 )
-from hbmgym.envs.serving.state import PREFILL, WORST_RATIO
+from hbmgym.envs.serving.state import PREFILL, WORST_RATIO, state_at
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, NOTHING, SSM
 from hbmgym.memory_backend.pools import NONE
-from hbmgym.memory_backend.resize import run_arrives
+from hbmgym.memory_backend.resize import request_split, run_arrives
 
 REACHED, LOG_FULL = range(2)
 
 
 @kernel
-def run(state, until_s, log_margin):
+def run(table, until_s, log_margin):
     """Advance to the first iteration edge at or after `until_s` (REACHED), or until fewer than `log_margin` entries
     of the op log are free (LOG_FULL: empty it and call again)."""
+    state = state_at(table)
     engine = state.engine
     log = state.memory.log
     while True:
@@ -47,6 +48,14 @@ def run(state, until_s, log_margin):
             _decode_span(state, until_s)
         else:
             _idle(state, until_s)
+
+
+@kernel
+def ask_for_split(table, slots, ssm_chunks):
+    """Ask for the split with `slots` slots on `ssm_chunks` chunks; replaces a request that is still under way."""
+    state = state_at(table)
+    request_split(state.memory, slots, ssm_chunks, state.engine.now_s, state.engine.worker_chunk_s)
+    state.engine.head_tried = 0  # a request that takes back a shrink raises a limit at once
 
 
 @subkernel

@@ -4,8 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hbmgym.envs.serving.cost_model import COST
+from hbmgym.envs.traces.episode import ROW
 from hbmgym.memory_backend.pools import NONE
-from hbmgym.memory_backend.prefix_cache import Memory
+from hbmgym.memory_backend.prefix_cache import EXAMPLE_MEMORY, Memory
+from hbmgym.memory_backend.table import table_reader
 
 FUTURE, HELD, WAITING, PREFILLING, DECODING, FINISHED, REJECTED = range(7)
 STATUS_NAMES = ("future", "held", "waiting", "prefilling", "decoding", "finished", "rejected")
@@ -128,3 +131,30 @@ def make_requests(count: int) -> np.recarray:
     for field in ("admitted_s", "first_token_s", "ended_s"):
         requests[field] = np.nan
     return requests
+
+
+def make_state(memory: Memory, rows: np.ndarray, refs: np.ndarray, cost: np.record, page_tokens: int) -> State:
+    """The state before anything has arrived; the settings in its ENGINE record are still to be written."""
+    requests = make_requests(len(rows))
+    engine = np.zeros(1, ENGINE).view(np.recarray)[0]
+    engine.page_tokens = page_tokens
+    engine.blocked_on = NONE
+    ends = np.full((GROWTH + page_tokens, 2), NONE, np.int32)
+    heap = np.zeros(len(requests), np.int32)
+    return State(memory, _read_only(rows), _read_only(refs), requests, ends, heap, engine, cost)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """A view that cannot be written: kernels are compiled for one kind of array only."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _record(dtype: np.dtype) -> np.record:
+    return np.zeros(1, dtype).view(np.recarray)[0]
+
+
+state_at = table_reader(
+    make_state(EXAMPLE_MEMORY, np.zeros(1, ROW).view(np.recarray), np.zeros(1, np.int32), _record(COST), 1)
+)

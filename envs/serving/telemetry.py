@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hbmgym.envs.serving.arrival import book_miss
-from hbmgym.envs.serving.state import HOLD, PREFILL, QUEUE, WORST_RATIO
+from hbmgym.envs.serving.state import HOLD, PREFILL, QUEUE, WORST_RATIO, state_at
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.pools import NONE, free_blocks
 
@@ -183,8 +183,9 @@ def _write_rates(state, window, telemetry, seconds):
 
 
 @kernel
-def close_window(state, window, telemetry):
+def close_window(table, window, telemetry):
     """Fill `telemetry` for the window that ends now, and start the next one."""
+    state = state_at(table)
     engine = state.engine
     seconds = max(engine.now_s - window.start_s[0], 1e-9)
     window.start_s[0] = engine.now_s
