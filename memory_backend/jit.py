@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _KERNEL_FOLDERS = ("memory_backend", "envs", "controllers", "eval")
@@ -61,11 +62,24 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     saved = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = KERNEL_CACHE
     try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
+        return _one_version(numba.njit(cache=True, **_OPTIONS)(function))
     finally:
         numba.config.CACHE_DIR = saved
 
 
 def subkernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function`, to be called from kernels only: leaving its Python wrapper out halves the compile time."""
-    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    return _one_version(numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function))
+
+
+def _one_version(compiled: Any) -> Any:
+    """Have calling kernels widen their arguments: else every mix of int32, int64 and constants is compiled by itself."""
+    if not numba.config.DISABLE_JIT:
+        find_version = compiled.get_call_template
+        compiled.get_call_template = lambda args, kws: find_version(tuple(map(_widened, args)), kws)
+    return compiled
+
+
+def _widened(kind: Any) -> Any:
+    kind = types.unliteral(kind)
+    return types.int64 if kind == types.int32 else kind
