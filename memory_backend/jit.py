@@ -73,7 +73,7 @@ def subkernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _one_version(compiled: Any) -> Any:
-    """Have calling kernels widen their arguments: else every mix of int32, int64 and constants is compiled by itself."""
+    """Have calling kernels widen arguments: else every mix of int32, int64 and constants is compiled by itself."""
     if not numba.config.DISABLE_JIT:
         find_version = compiled.get_call_template
         compiled.get_call_template = lambda args, kws: find_version(tuple(map(_widened, args)), kws)

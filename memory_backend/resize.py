@@ -86,6 +86,7 @@ def _clear_top(pool, log, capacity):
     for block in range(capacity, pool.meta.capacity):
         entry = pool.entry_at[block]
         if entry != NONE:
+            assert pool.entries[entry].block == block, "entry_at does not invert the page table"
             relocate(pool, log, entry)
             copied += pool.meta.block_bytes
     return copied
