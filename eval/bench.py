@@ -23,28 +23,15 @@ from hbmgym.controllers.helm.ppo import PpoController
 from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
-from hbmgym.envs.traces.compose import compose_generated
-from hbmgym.envs.traces.episode import Episode
-from hbmgym.envs.traces.generators import LogNormal, SessionClass
-from hbmgym.envs.traces.scenarios import generate_class
 from hbmgym.envs.workload import open_workloads
+from hbmgym.eval.bench_engine import measure_engine, measure_scaling, measure_start, measure_trace, measure_windows
 from hbmgym.eval.bench_memory import measure_memory
 from hbmgym.eval.cells import write_json
 
-CHAT_BENCH = SessionClass(
-    name="bench-chat",
-    first_prompt=LogNormal(np.log(4300.0), 0.0),
-    later_text=((1.0, LogNormal(np.log(100.0), 0.0)),),
-    output=LogNormal(np.log(200.0), 0.0),
-    gap_s=LogNormal(1.5, 0.5),
-    geometric_turns=4.0,
-    max_turns=8,
-)
-"""4.9k tokens in, 200 out, sessions that come back."""
-CHAT_BENCH_RATE = 6.0
 AT_LEAST = {
-    "engine_requests_per_cpu_s": 100_000,
-    "windows_per_cpu_s": 5_000,
+    "chat_requests_per_cpu_s": 300_000,
+    "agents_requests_per_cpu_s": 200_000,
+    "windows_per_cpu_s": 10_000,
     "ppo_steps_per_cpu_s": 800,
     "memory_page_ops_per_s": 1_000_000,
     "memory_blocks_per_s": 20_000_000,
@@ -53,6 +40,10 @@ AT_LEAST = {
     "memory_move_speedup_128": 5,
 }
 AT_MOST = {
+    "sessions_page_time_spread": 1.2,
+    "scaling_spread": 1.2,
+    "start_cold_cpu_s": 15,
+    "start_cached_cpu_s": 1,
     "decision_us_p99": 10,
     "memory_mappings_grown": 0,
     "memory_mappings_per_chunk": 1.0,
@@ -66,45 +57,12 @@ Figures = dict[str, float]
 class BenchOptions:
     """What is measured, how often, and where the figures go."""
 
-    parts: tuple[str, ...] = words("what to measure (default: all): engine, windows, ppo, decision, memory", "PART")
+    parts: tuple[str, ...] = words(
+        "what to measure (default: all): engine, scaling, windows, start, ppo, decision, memory", "PART"
+    )
     repeats: int = option(3, "times each part is measured; medians are printed")
+    trace: str = option("", "recorded trace that part engine replays as well, e.g. a session library")
     out: str = option("", "file for the figures as JSON")
-
-
-def measure_engine() -> Figures:
-    """Requests per CPU-second, chat with reuse."""
-    trace = generate_class(CHAT_BENCH, 0, CHAT_BENCH_RATE, 0.0, 4000.0)
-    episode = compose_generated(trace, seed=0, page_tokens=64, warmup_s=0.0)
-    core = Core(ServingConfig())
-    spent_s, _ = _run(core, episode, 0.5)
-    counters = core.counters
-    return {
-        "engine_requests_per_cpu_s": len(episode.rows) / spent_s,
-        "engine_mean_input_tokens": float(episode.rows["input_tokens"].mean()),
-        "engine_mean_output_tokens": float(episode.rows["output_tokens"].mean()),
-        "engine_hit_rate": counters.reused_tokens / counters.admitted_tokens,
-        "engine_pages_per_cpu_s": float((episode.rows["input_tokens"] // 64).sum()) / spent_s,
-    }
-
-
-def measure_windows() -> Figures:
-    """One-second windows per CPU-second at steady-chat, Telemetry included."""
-    config = ServingConfig(window_s=1.0)
-    episode = open_workloads(config, scenarios=("steady-chat",))[0].episode("train", 0)
-    spent_s, windows = _run(Core(config), episode, 0.5)
-    return {"windows_per_cpu_s": windows / spent_s, "windows_requests_each": len(episode.rows) / windows}
-
-
-def _run(core: Core, episode: Episode, kv_share: float) -> tuple[float, int]:
-    """CPU-seconds and windows of an episode that has been replayed once before, to warm up."""
-    for _ in range(2):
-        core.reset(episode, kv_share)
-        windows = 0
-        started = time.process_time()
-        while not core.done:
-            core.run_window()
-            windows += 1
-    return time.process_time() - started, windows
 
 
 def measure_ppo() -> Figures:
@@ -192,7 +150,9 @@ def measure_decision() -> Figures:
 
 PARTS: dict[str, Callable[[], Figures]] = {
     "engine": measure_engine,
+    "scaling": measure_scaling,
     "windows": measure_windows,
+    "start": measure_start,
     "ppo": measure_ppo,
     "decision": measure_decision,
     "memory": measure_memory,
@@ -209,12 +169,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"--repeats is {options.repeats}, expected an integer >= 1")
     figures: Figures = {}
     for name in options.parts or PARTS:
-        runs = [PARTS[name]() for _ in range(options.repeats)]
+        runs = [_measure(name, options.trace) for _ in range(options.repeats)]
         for key in runs[0]:
             figures[key] = statistics.median(run[key] for run in runs)
             print(_line(key, figures[key], [run[key] for run in runs]), flush=True)
     if options.out:
         write_json(Path(options.out), figures)
+
+
+def _measure(name: str, trace: str) -> Figures:
+    figures = PARTS[name]()
+    return figures | measure_trace(trace) if name == "engine" and trace else figures
 
 
 def _line(key: str, value: float, runs: Sequence[float]) -> str:

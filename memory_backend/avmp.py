@@ -25,7 +25,7 @@ from hbmgym.memory_backend.handles import CLOSED, DONE, REFUSED, TO_DO
 from hbmgym.memory_backend.migration import PAPERS_RULE, MigrateOnFailure
 from hbmgym.memory_backend.oplog import BYTES, EVERYTHING, KV, NOTHING, POOL_NAMES, SSM
 from hbmgym.memory_backend.pools import NONE, Pool, free_blocks
-from hbmgym.memory_backend.prefix_cache import NEVER, check_memory, check_stamps, make_memory
+from hbmgym.memory_backend.prefix_cache import EXAMPLE_MEMORY, NEVER, check_memory, check_stamps, make_memory
 from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
 from hbmgym.memory_backend.table import Table
 from hbmgym.memory_backend.vmm import VmmError, open_vmm
@@ -126,7 +126,7 @@ class Avmp:
         self._memory = make_memory(layout, slots, 1, log_capacity, level, run_limit=layout.chunks, pages_grow=False)
         for pool in self._pools:
             pool.entries["generation"] = next(_opened) * _GENERATION_STEP & 0x7FFFFFFF
-        self._arrays = Table(self._memory)
+        self._arrays = Table(self._memory, EXAMPLE_MEMORY)
         self._table = self._arrays.address  # 0: every operation is refused
         self._refusal = ""
         _allocators.add(self)

@@ -28,10 +28,12 @@ _tables: "WeakValueDictionary[int, Table]" = WeakValueDictionary()
 class Table:
     """`address` names `value` to kernels as long as this object lives.
 
-    `value` is a NamedTuple of records, C-contiguous arrays, and such tuples.
+    `value` is a NamedTuple of records, C-contiguous arrays, and such tuples, with the types of `example`, for which its
+    reader was made.
     """
 
-    def __init__(self, value: Any):
+    def __init__(self, value: Any, example: Any):
+        assert numba.typeof(value) == numba.typeof(example), "kernels would take these arrays for others"
         self._words = np.array(list(_words_of(value)), dtype=np.int64)
         self.address = int(self._words.ctypes.data)
         self.value = value

@@ -14,6 +14,7 @@ from hbmgym.envs.serving.engine import LOG_FULL, ask_for_split, run
 from hbmgym.envs.serving.gpus import find_gpu
 from hbmgym.envs.serving.state import (
     DECODING,
+    EXAMPLE_STATE,
     FINISHED,
     HELD,
     PREFILLING,
@@ -143,7 +144,7 @@ class Core:
         self._share_bounds = share_bounds or self.layout.share_bounds
         self.vmm = open_vmm(self._backend, self.layout, kv_chunks)
         self._state = self._make_state(slots)
-        self._table = Table(self._state)
+        self._table = Table(self._state, EXAMPLE_STATE)
         _set_ttft_slos(self._table.address, self.config.ttft_slo_floor_s, self.config.ttft_slo_factor)
         self._window = make_window()
         self._window_end_s = 0.0

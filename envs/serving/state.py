@@ -136,7 +136,7 @@ def make_requests(count: int) -> np.recarray:
 def make_state(memory: Memory, rows: np.ndarray, refs: np.ndarray, cost: np.record, page_tokens: int) -> State:
     """The state before anything has arrived; the settings in its ENGINE record are still to be written."""
     requests = make_requests(len(rows))
-    engine = np.zeros(1, ENGINE).view(np.recarray)[0]
+    engine = _record(ENGINE)
     engine.page_tokens = page_tokens
     engine.blocked_on = NONE
     ends = np.full((GROWTH + page_tokens, 2), NONE, np.int32)
@@ -155,6 +155,7 @@ def _record(dtype: np.dtype) -> np.record:
     return np.zeros(1, dtype).view(np.recarray)[0]
 
 
-state_at = table_reader(
-    make_state(EXAMPLE_MEMORY, np.zeros(1, ROW).view(np.recarray), np.zeros(1, np.int32), _record(COST), 1)
+EXAMPLE_STATE = make_state(
+    EXAMPLE_MEMORY, np.zeros(1, ROW).view(np.recarray), np.zeros(1, np.int32), _record(COST), page_tokens=1
 )
+state_at = table_reader(EXAMPLE_STATE)
