@@ -82,7 +82,7 @@ def make_memory(
     )
 
 
-EXAMPLE_MEMORY = make_memory(Layout(2, 1, 1, 1, 1, 1), 1, 1, 1, NOTHING, 1)
+EXAMPLE_MEMORY = make_memory(Layout(2, 1, 1, 1, 1, 1), 1, 1, 1, NOTHING, 1, False)
 memory_at = table_reader(EXAMPLE_MEMORY)
 
 
