@@ -40,7 +40,7 @@ AT_LEAST = {
     "memory_move_speedup_128": 5,
 }
 AT_MOST = {
-    "sessions_page_time_spread": 1.2,
+    "sessions_page_time_growth": 1.2,
     "scaling_spread": 1.2,
     "start_cold_cpu_s": 15,
     "start_cached_cpu_s": 1,

@@ -213,6 +213,28 @@ def release(pool, log, entry):
 
 
 @kernel
+def release_and_take(pool, log, entry, bound):
+    """Free a cached entry, then take a live one, or NONE when `bound` blocks are still in use."""
+    meta = pool.meta
+    if meta.live + meta.cached != bound or bound != meta.capacity:
+        release(pool, log, entry)
+        return take(pool, log, bound)
+    # The pool is full, so what is freed is what is taken; the bitmap need not be searched.
+    record = pool.entries[entry]
+    check_stamp(pool, log, entry)
+    _leave_eviction_order(pool, entry)
+    meta.cached -= 1
+    meta.live += 1
+    record.pins = 1
+    record.key = NONE
+    record.generation += 1
+    record.prev = NONE
+    record.next = NONE
+    stamp(pool, log, entry)
+    return entry
+
+
+@kernel
 def pin(pool, entry):
     """One more live request holds `entry`."""
     record = pool.entries[entry]

@@ -20,6 +20,7 @@ from hbmgym.memory_backend.pools import (
     make_pool,
     pin,
     release,
+    release_and_take,
     stamp,
     take,
     touch,
@@ -137,12 +138,18 @@ def snapshot_depth(memory, refs, first, depth):
 @subkernel
 def evict_snapshot(memory):
     """Drop the first snapshot of the eviction order; its pages stay."""
+    release(memory.ssm, memory.log, _forget_first_snapshot(memory))
+
+
+@subkernel
+def _forget_first_snapshot(memory):
+    """The first slot of the eviction order, which nobody can match any more."""
     entry = memory.ssm.meta.evict_first
     key = memory.ssm.entries[entry].key
     if key != NONE:
         memory.ids[key].snapshot = NONE
-    release(memory.ssm, memory.log, entry)
     memory.ssm.meta.evictions += 1
+    return entry
 
 
 @subkernel
@@ -157,12 +164,18 @@ def _forget_page(memory, page_id):
 @subkernel
 def evict_page(memory):
     """Drop the first page of the eviction order and the snapshot at its end."""
+    release(memory.kv, memory.log, _forget_first_page(memory))
+
+
+@subkernel
+def _forget_first_page(memory):
+    """The first page of the eviction order, which nobody can match any more; the snapshot at its end is dropped."""
     entry = memory.kv.meta.evict_first
     key = memory.kv.entries[entry].key
     if key != NONE:
         _forget_page(memory, memory.ids[key])
-    release(memory.kv, memory.log, entry)
     memory.kv.meta.evictions += 1
+    return entry
 
 
 @subkernel
@@ -170,8 +183,7 @@ def take_page(memory, bound):
     """A live private page, evicting if need be; NONE when `bound` pages are live."""
     entry = take(memory.kv, memory.log, bound)
     while entry == NONE and memory.kv.meta.cached > 0:
-        evict_page(memory)
-        entry = take(memory.kv, memory.log, bound)
+        entry = release_and_take(memory.kv, memory.log, _forget_first_page(memory), bound)
     return entry
 
 
@@ -181,8 +193,7 @@ def take_slot(memory):
     limit = memory.ssm.meta.limit
     entry = take(memory.ssm, memory.log, limit)
     while entry == NONE and memory.ssm.meta.cached > 0:
-        evict_snapshot(memory)
-        entry = take(memory.ssm, memory.log, limit)
+        entry = release_and_take(memory.ssm, memory.log, _forget_first_snapshot(memory), limit)
     return entry
 
 
