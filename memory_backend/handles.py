@@ -20,15 +20,15 @@ CLOSED = 3
 
 
 @subkernel
-def _is_page(handle):
-    """Does `handle` say that it names a KV page?"""
-    return np.int64(handle) >= 0
+def _pool_of(memory, handle):
+    """The pool that `handle` says it belongs to."""
+    return memory.kv if np.int64(handle) >= 0 else memory.ssm
 
 
 @subkernel
 def _entry_of(memory, handle):
     """The entry that `handle` names, or NONE."""
-    return resolve_handle(memory.kv if _is_page(handle) else memory.ssm, np.int64(handle))
+    return resolve_handle(_pool_of(memory, handle), np.int64(handle))
 
 
 @subkernel
@@ -70,14 +70,14 @@ def free_blocks_of(table, handles):
         return CLOSED
     memory = memory_at(table)
     for i in range(len(handles)):
-        pool = memory.kv if _is_page(handles[i]) else memory.ssm
+        pool = _pool_of(memory, handles[i])
         entry = _entry_of(memory, handles[i])
         if entry == NONE or pool.entries[entry].pins > 1 or pool.entries[entry].pins < 0:
             _unmark(memory, handles, i)
             return REFUSED
         pool.entries[entry].pins = _marked(pool.entries[entry].pins)
     for handle in handles:
-        pool = memory.kv if _is_page(handle) else memory.ssm
+        pool = _pool_of(memory, handle)
         entry = np.int64(handle) & INDEX_BITS
         pool.entries[entry].pins = _marked(pool.entries[entry].pins)
         release(pool, memory.log, entry)
@@ -94,7 +94,7 @@ def _marked(pins):
 def _unmark(memory, handles, count):
     """Take the marks off the entries of the first `count` handles."""
     for i in range(count):
-        pool = memory.kv if _is_page(handles[i]) else memory.ssm
+        pool = _pool_of(memory, handles[i])
         record = pool.entries[_entry_of(memory, handles[i])]
         record.pins = _marked(record.pins)
 
@@ -109,7 +109,7 @@ def pin_blocks(table, handles):
         if _entry_of(memory, handle) == NONE:
             return REFUSED
     for handle in handles:
-        pin(memory.kv if _is_page(handle) else memory.ssm, _entry_of(memory, handle))
+        pin(_pool_of(memory, handle), _entry_of(memory, handle))
     return DONE
 
 
@@ -120,7 +120,7 @@ def unpin_blocks(table, handles):
         return CLOSED
     memory = memory_at(table)
     for i in range(len(handles)):
-        pool = memory.kv if _is_page(handles[i]) else memory.ssm
+        pool = _pool_of(memory, handles[i])
         entry = _entry_of(memory, handles[i])
         if entry == NONE or pool.entries[entry].pins == 0:
             _add_pins(memory, handles, i)
@@ -128,14 +128,14 @@ def unpin_blocks(table, handles):
         pool.entries[entry].pins -= 1
     _add_pins(memory, handles, len(handles))
     for handle in handles:
-        unpin(memory.kv if _is_page(handle) else memory.ssm, _entry_of(memory, handle))
+        unpin(_pool_of(memory, handle), _entry_of(memory, handle))
     return _go_on(memory)
 
 
 @subkernel
 def _add_pins(memory, handles, count):
     for i in range(count):
-        pool = memory.kv if _is_page(handles[i]) else memory.ssm
+        pool = _pool_of(memory, handles[i])
         pool.entries[_entry_of(memory, handles[i])].pins += 1
 
 
@@ -150,7 +150,7 @@ def blocks_of(table, handles, blocks):
     """Write the present physical block of each handle; the index of the first that names none, or NONE."""
     memory = memory_at(table)
     for i in range(len(handles)):
-        pool = memory.kv if _is_page(handles[i]) else memory.ssm
+        pool = _pool_of(memory, handles[i])
         entry = _entry_of(memory, handles[i])
         if entry == NONE:
             return i
