@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from hbmgym.memory_backend.avmp import Avmp, Handles
-from hbmgym.memory_backend.oplog import KV, MOVE, OP, SSM
+from hbmgym.memory_backend.oplog import KV, SSM
 from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
 from hbmgym.memory_backend.vmm import Vmm, VmmRefused, open_vmm
+from hbmgym.memory_backend.vmm.ownership import top_moves
 
 # The AVMP prototype's blocks: one layer's page of 16 tokens and one layer's state (jamba_1_5_mini), 4 GiB in halves.
 _PAGE, _SLOT = 65_536, 262_144
@@ -40,9 +41,9 @@ def measure_memory() -> Figures:
         return figures
 
 
-def _open(budget_bytes: int = _BUDGET) -> Avmp:
+def _open(budget_bytes: int = _BUDGET, kv_share: float = 0.5) -> Avmp:
     layout = Layout(budget_bytes, CHUNK_BYTES, _PAGE, _SLOT, min_slots=1, min_pages=1)
-    return Avmp.of_layout(layout, kv_share=0.5, backend="accounting")
+    return Avmp.of_layout(layout, kv_share=kv_share, backend="accounting")
 
 
 def _rate(step: Callable[[], object], steps: int) -> float:
@@ -86,8 +87,12 @@ def _steady_rate(live: int) -> float:
 
 def _pressure_rate(live: int) -> float:
     """Calls per second when every allocation evicts: ended requests stay cached, and the pools hold little more."""
-    slots = (live + 8) * _SLOTS_PER_CALL
-    with _open(2 * slots * _SLOT) as memory:
+    kv_chunks, ssm_chunks = (
+        -(-(live + 8) * blocks * size // CHUNK_BYTES)
+        for blocks, size in ((_PAGES_PER_CALL, _PAGE), (_SLOTS_PER_CALL, _SLOT))
+    )
+    chunks = kv_chunks + ssm_chunks
+    with _open(chunks * CHUNK_BYTES, kv_chunks / chunks) as memory:
         requests: deque[tuple[Handles, Handles]] = deque()
 
         def step() -> None:
@@ -98,7 +103,7 @@ def _pressure_rate(live: int) -> float:
                 memory.unpin(slots)
 
         rate = 4 * _rate(step, 50_000)
-        assert memory.stats().ssm.evictions > 0 and memory.stats().kv.evictions >= 0
+        assert min(memory.stats().kv.evictions, memory.stats().ssm.evictions) > 100_000, "hardly a call evicted"
         return rate
 
 
@@ -124,23 +129,12 @@ def _host_figures() -> Figures:
         return figures
 
 
-def _moves(vmm: Vmm, pool: int, count: int) -> np.ndarray:
-    """The run that takes the top `count` chunks of `pool` to the other pool."""
-    chunks, free = vmm.chunk_at(pool), len(vmm.chunk_at(1 - pool))
-    ops = np.zeros(count, OP)
-    ops["kind"], ops["pool"], ops["target_pool"] = MOVE, pool, 1 - pool
-    ops["source"] = np.arange(len(chunks) - count, len(chunks))
-    ops["target"] = np.arange(free, free + count)
-    ops["tag"] = chunks[-count:]
-    return ops
-
-
 def _move_us(vmm: Vmm, count: int) -> float:
     """Median microseconds of moving `count` chunks and touching every page of them where they are now."""
     spent = []
     for i in range(40):
         pool = (KV, SSM)[i % 2]
-        ops = _moves(vmm, pool, count)
+        ops = top_moves(vmm, pool, count)
         started = time.perf_counter()
         vmm.execute(ops)
         top = (len(vmm.chunk_at(1 - pool)) - count) * CHUNK_BYTES
@@ -167,8 +161,8 @@ def _go_there_and_back(vmm: Vmm, migrations: int) -> None:
     rng = np.random.default_rng(0)
     for _ in range(migrations // 2):
         pool, count = int(rng.integers(2)), int(rng.integers(1, 129))
-        vmm.execute(_moves(vmm, pool, count))
-        vmm.execute(_moves(vmm, 1 - pool, count))
+        vmm.execute(top_moves(vmm, pool, count))
+        vmm.execute(top_moves(vmm, 1 - pool, count))
 
 
 def _wander(vmm: Vmm, migrations: int) -> None:
@@ -178,7 +172,7 @@ def _wander(vmm: Vmm, migrations: int) -> None:
         pool = int(rng.integers(2))
         held = len(vmm.chunk_at(pool))
         if held > 1:
-            vmm.execute(_moves(vmm, pool, int(rng.integers(1, min(held, 8)))))
+            vmm.execute(top_moves(vmm, pool, int(rng.integers(1, min(held, 8)))))
 
 
 def _chunk_mappings() -> int:

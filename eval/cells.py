@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -22,6 +23,8 @@ from hbmgym.eval.load import rho
 from hbmgym.eval.oracle import PhaseOracle
 from hbmgym.eval.rollout import Cell, Rollout, run_episode
 from hbmgym.files import write_atomically
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Runner:
         results = self._pool.map(_run_rho, questions) if self._pool else map(_run_rho, questions)
         return min(self._watch(results, len(questions), "rho"))
 
-    def _watch(self, results: Iterable, total: int, label: str) -> Iterable:  # type: ignore[type-arg]
+    def _watch(self, results: Iterable[T], total: int, label: str) -> Iterable[T]:
         return tqdm(results, total=total, desc=label, disable=not self._progress, leave=False)
 
 

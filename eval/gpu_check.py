@@ -1,4 +1,4 @@
-"""What a GPU's memory mapping does and what it costs, in one run of under two minutes: `python eval/gpu_check.py`.
+"""What a GPU's memory mapping does and what it costs, in one run meant to take two minutes: `python eval/gpu_check.py`.
 
 Exit codes: 0 all parts done; 1 a part failed; 2 no GPU, or a bad flag; 3 all parts done on the double of libcuda that
 tests use, of which no figure is written; 130 interrupted.

@@ -23,9 +23,16 @@ from hbmgym.memory_backend.avmp_stats import Moves, PoolStats, Stats
 from hbmgym.memory_backend.geometry import HybridModel, find_model
 from hbmgym.memory_backend.handles import CLOSED, DONE, REFUSED, TO_DO
 from hbmgym.memory_backend.migration import PAPERS_RULE, MigrateOnFailure
-from hbmgym.memory_backend.oplog import BYTES, EVERYTHING, KV, NOTHING, POOL_NAMES, SSM
+from hbmgym.memory_backend.oplog import BYTES, EVERYTHING, NOTHING, POOL_NAMES
 from hbmgym.memory_backend.pools import NONE, Pool, free_blocks
-from hbmgym.memory_backend.prefix_cache import EXAMPLE_MEMORY, NEVER, check_memory, check_stamps, make_memory
+from hbmgym.memory_backend.prefix_cache import (
+    EXAMPLE_MEMORY,
+    NEVER,
+    check_chunks,
+    check_memory,
+    check_stamps,
+    make_memory,
+)
 from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
 from hbmgym.memory_backend.table import Table
 from hbmgym.memory_backend.vmm import VmmError, open_vmm
@@ -308,9 +315,7 @@ class Avmp:
         with self._changing():
             self._execute()
         self._vmm.check()
-        for pool in (KV, SSM):
-            mapped = self._memory.chunk_at[pool, : self._pools[pool].meta.chunks]
-            assert np.array_equal(mapped, self._vmm.chunk_at(pool)), f"{POOL_NAMES[pool]}: the backend has other chunks"
+        check_chunks(self._memory, self._vmm)
 
     def close(self) -> None:
         """Give all memory back; a second call does nothing, every other method refuses from now on."""

@@ -28,6 +28,7 @@ from hbmgym.memory_backend.pools import (
 )
 from hbmgym.memory_backend.split import Layout
 from hbmgym.memory_backend.table import table_reader
+from hbmgym.memory_backend.vmm.protocol import Vmm
 
 NEVER = 1e300  # a time that does not come; finite, so that differences stay finite
 PAGE_ID = np.dtype([("page", "i4"), ("snapshot", "i4"), ("seen", "i4")], align=True)
@@ -241,6 +242,13 @@ def check_stamps(memory):
         for block in range(pool.meta.capacity):
             if pool.entry_at[block] != NONE:
                 check_stamp(pool, memory.log, pool.entry_at[block])
+
+
+def check_chunks(memory: Memory, vmm: Vmm) -> None:
+    """Raise AssertionError unless the backend has the chunks of both pools where the memory has them."""
+    for pool in (memory.kv, memory.ssm):
+        chunks = memory.chunk_at[pool.meta.pool, : pool.meta.chunks]
+        assert np.array_equal(vmm.chunk_at(pool.meta.pool), chunks), "the backend has mapped other chunks"
 
 
 def check_memory(memory: Memory) -> None:

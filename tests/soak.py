@@ -29,7 +29,7 @@ class SoakOptions:
 
     operations: int = option(1_000_000, "random operations")
     seed: int = option(0, "seed of the operations")
-    backend: str = option("host", "accounting, host or auto")
+    backend: str = option("host", "what holds the blocks", choices=("accounting", "host", "host-huge"))
 
 
 def soak(options: SoakOptions) -> None:

@@ -29,7 +29,7 @@ from hbmgym.envs.traces.episode import Episode
 from hbmgym.memory_backend.geometry import find_model
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.oplog import EVERYTHING, NOTHING
-from hbmgym.memory_backend.prefix_cache import Memory, check_memory, check_stamps, make_memory
+from hbmgym.memory_backend.prefix_cache import Memory, check_chunks, check_memory, check_stamps, make_memory
 from hbmgym.memory_backend.resize import RUN_CHUNKS
 from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
 from hbmgym.memory_backend.table import Table
@@ -50,7 +50,8 @@ def make_layout(config: ServingConfig) -> Layout:
     if weights + config.budget_bytes > gpu.memory_bytes:
         raise ValueError(
             f"{model.slug} has {weights / 1e9:.1f} GB of weights per GPU, which with hbm_gib {config.hbm_gib:g} "
-            f"exceeds the {gpu.memory_bytes / 1e9:.0f} GB of {gpu.slug}: lower hbm_gib or choose another GPU"
+            f"exceeds the {gpu.memory_bytes / 1e9:.0f} GB of {gpu.slug}: lower hbm_gib or choose another GPU, or "
+            "raise tensor_parallel"
         )
     pages_per_prefill = -(-config.prefill_budget // config.page_tokens)
     return Layout(
@@ -101,7 +102,7 @@ def _set_ttft_slos(table, floor_s, factor):
 class Core:
     """One serving engine on a backend. `reset` first; then `request_split` and `run_window` in turns.
 
-    `backend` chooses who executes the op log (accounting, host, auto), never a result. With `check`, every invariant
+    `backend` chooses who executes the op log (`vmm.BACKENDS`), never a result. With `check`, every invariant
     is verified after every window, every block in use is read back, and accounting verifies the op log too.
     `log_capacity` is how many entries the op log holds before it is executed, at least those of one iteration edge
     (default: of two); no result depends on it.
@@ -273,9 +274,7 @@ class Core:
         self._execute_log()
         vmm.check()
         if memory.log.head.level != NOTHING:
-            for pool in (memory.kv, memory.ssm):
-                chunks = memory.chunk_at[pool.meta.pool, : pool.meta.chunks]
-                assert np.array_equal(vmm.chunk_at(pool.meta.pool), chunks), "the backend has mapped other chunks"
+            check_chunks(memory, vmm)
 
     def _check_requests(self) -> None:
         engine, requests = self.counters, self.requests

@@ -23,7 +23,7 @@ from hbmgym.eval.avmp_paper.bootstrap import SEED, Comparison, compare
 from hbmgym.eval.avmp_paper.mamba_ratio_figure import Panel, draw_mamba_ratio
 from hbmgym.eval.avmp_paper.paper_tables import DIFFERENCE_HEADER, difference_cells, markdown, tables
 from hbmgym.eval.avmp_paper.published import published
-from hbmgym.eval.avmp_paper.sweeps import REPLICATES, SWEEPS, Result, Sweep, cells_of, run_cells, under
+from hbmgym.eval.avmp_paper.sweeps import REPLICATES, SWEEPS, Cell, Result, Sweep, cells_of, run_cells, under
 from hbmgym.eval.avmp_paper.variants import (
     AVMP_DYNAMIC_B128,
     HEADLINE,
@@ -213,7 +213,7 @@ class Findings:
             self._sweeps[name] = self._run(cells_of(SWEEPS[name]), name)
         return self._sweeps[name]
 
-    def _run(self, cells: Sequence, label: str, recompute: bool = False) -> list[Result]:  # type: ignore[type-arg]
+    def _run(self, cells: Sequence[Cell], label: str, recompute: bool = False) -> list[Result]:
         return run_cells(cells, self._prompt_pool, recompute=recompute, label=label, progress=self._progress)
 
     def _table(self, sweep: str, place: int) -> str:

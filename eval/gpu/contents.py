@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 from hbmgym.eval.gpu.device import Device
-from hbmgym.eval.gpu.moves import plain_layout, top_moves
+from hbmgym.eval.gpu.moves import plain_layout
 from hbmgym.eval.gpu.plan import Facts, Plan
 from hbmgym.memory_backend.oplog import KV, SSM
 from hbmgym.memory_backend.split import CHUNK_BYTES
 from hbmgym.memory_backend.vmm import cuda_calls as cuda
 from hbmgym.memory_backend.vmm import open_vmm
 from hbmgym.memory_backend.vmm.cuda_calls import CudaFailure
+from hbmgym.memory_backend.vmm.ownership import top_moves
 
 PATTERN = 0xA5
 LEAK_ROUNDS = 4

@@ -3,8 +3,6 @@
 import dataclasses
 import time
 
-import numpy as np
-
 from hbmgym.controllers.registry import make_controller
 from hbmgym.envs.serving.config import GIB, ServingConfig
 from hbmgym.envs.traces.seeds import seeds_for
@@ -12,9 +10,10 @@ from hbmgym.envs.workload import open_workloads
 from hbmgym.eval.gpu.device import Device, figures
 from hbmgym.eval.gpu.plan import RUNS, Facts, Plan
 from hbmgym.eval.replay import excerpt, replay
-from hbmgym.memory_backend.oplog import KV, MOVE, OP, SSM
+from hbmgym.memory_backend.oplog import KV, SSM
 from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
 from hbmgym.memory_backend.vmm import Vmm, open_vmm
+from hbmgym.memory_backend.vmm.ownership import top_moves
 
 REPLAY_GIB = 2.0
 """The scenario's rates are shipped for this budget; for a smaller one they are found first."""
@@ -61,15 +60,6 @@ def plain_layout(chunks: int) -> Layout:
     """So many chunks, and blocks of half a chunk in both pools."""
     block_bytes = CHUNK_BYTES // 2
     return Layout(chunks * CHUNK_BYTES, CHUNK_BYTES, block_bytes, block_bytes, min_slots=1, min_pages=1)
-
-
-def top_moves(vmm: Vmm, pool: int, count: int) -> np.ndarray:
-    """The op log that takes the top `count` chunks of `pool` to the other pool."""
-    chunks, other = vmm.chunk_at(pool), 1 - pool
-    first, free = len(chunks) - count, len(vmm.chunk_at(other))
-    return np.array(
-        [(MOVE, pool, first + i, other, free + i, chunk) for i, chunk in enumerate(chunks[first:].tolist())], dtype=OP
-    )
 
 
 def replay_episode(plan: Plan) -> Facts:

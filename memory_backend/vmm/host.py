@@ -30,8 +30,8 @@ class HostVmm(LogDriver):
     """Chunk i is bytes [i, i + 1) * chunk_bytes of the memfd; position i of a pool is the same part of its range.
 
     Block b of a pool is bytes [b, b + 1) * block_bytes of its range. With `huge_pages` the chunks lie on huge pages,
-    whatever the system's setting: random accesses take half the time, to open takes twice the time, moves and copies
-    are as fast either way (measured). Raises VmmRefused when the layout cannot be held here.
+    whatever the system's setting: random reads take a fifth less time and copies a tenth, to open takes three times as
+    long, moves are as fast either way (measured on one machine). Raises VmmRefused when the layout cannot be held here.
 
     One thread at a time: nothing here is locked, and whoever touches a view while a chunk under it moves may be
     killed. A forked child has none of the memory: there every method refuses, and touching a view kills the child.

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hbmgym.memory_backend.oplog import KV, POOL_NAMES, SSM
-from hbmgym.memory_backend.vmm.protocol import VmmError
+from hbmgym.memory_backend.oplog import KV, MOVE, OP, POOL_NAMES, SSM
+from hbmgym.memory_backend.vmm.protocol import Vmm, VmmError
 
 
 class Run(NamedTuple):
@@ -40,6 +40,17 @@ class Run(NamedTuple):
                     source=self.source + start, target=self.target + start, chunks=self.chunks[start:stop]
                 )
                 start = stop
+
+
+def top_moves(vmm: Vmm, pool: int, count: int) -> np.ndarray:
+    """The op log (dtype `oplog.OP`, shape [count]) that takes the top `count` chunks of `pool` to the other pool."""
+    chunks, free = vmm.chunk_at(pool), len(vmm.chunk_at(1 - pool))
+    ops = np.zeros(count, OP)
+    ops["kind"], ops["pool"], ops["target_pool"] = MOVE, pool, 1 - pool
+    ops["source"] = np.arange(len(chunks) - count, len(chunks))
+    ops["target"] = np.arange(free, free + count)
+    ops["tag"] = chunks[len(chunks) - count :]
+    return ops
 
 
 def make_runs(ops: np.ndarray) -> list[Run]:

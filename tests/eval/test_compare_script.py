@@ -13,8 +13,8 @@ from hbmgym.controllers.helm.policy import Policy
 from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.eval.cells import UnequalCells
 from hbmgym.eval.compare import main
+from tests.memory_backend.vmm.cuda_double.processes import build_or_skip, run_on_double
 
-from .double import build_or_skip, run_on_double
 from .traffic import HBM_GIB, MODEL, write_trace
 
 SCRIPT = Path(__file__).resolve().parents[2] / "eval" / "compare.py"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from .double import ROOT, build_or_skip, run_on_double
+from tests.memory_backend.vmm.cuda_double.processes import ROOT, build_or_skip, run_on_double
 
 pytest.importorskip("cuda.bindings.driver", exc_type=ImportError)
 
