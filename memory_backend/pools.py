@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hbmgym.memory_backend.eviction import LRU, check_order, enter, enter_first, leave, make_ranks
+from hbmgym.memory_backend.eviction import NONE as NONE
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.oplog import CHECK, COPY, STAMP, ZERO, record_op
 
 INDEX_BITS = 0xFFFFFFFF  # of a handle
-NONE = -1  # ends lists and marks "no entry" in the arrays of the kernels
 WORD = 32  # bits of a bitmap word; held in int64 so that products cannot overflow
 
 POOL_META = np.dtype(
@@ -28,9 +29,21 @@ POOL_META = np.dtype(
         ("live", "i8"),
         ("cached", "i8"),
         ("first_free_entry", "i8"),
-        ("evict_first", "i8"),  # ends of the eviction order
-        ("evict_last", "i8"),
         ("evictions", "i8"),
+        ("order", "i8"),  # in which cached entries go (eviction.py)
+        ("evict_first", "i8"),  # lru: ends of the list
+        ("evict_last", "i8"),
+        # orders by value
+        ("heap_size", "i8"),
+        ("uses", "i8"),
+        ("abandoned", "i8"),
+        ("now_s", "f8"),
+        ("own_s_per_page", "f8"),  # what recovering a prefix takes for this pool's sake, by its length and its square
+        ("own_s_per_page2", "f8"),
+        ("state_s_per_page", "f8"),  # and for the snapshot at the end of a page
+        ("flop_weight", "f8"),
+        ("recency_scale", "f8"),
+        ("saving_scale", "f8"),
     ],
     align=True,
 )
@@ -58,22 +71,26 @@ class Pool(NamedTuple):
     """int64 bitmap of the free blocks; each level above has a bit per non-zero word of the level below."""
     level_start: np.ndarray
     """int64, shape (levels + 1,): first word of each level, lowest level first."""
+    ranks: np.recarray
+    """RANK records of the entries, one only where the order is a list."""
+    heap: np.ndarray
+    """int32: the entries that may be evicted, where the order is by value."""
 
 
-def make_pool(pool: int, block_bytes: int, chunk_bytes: int, chunks: int, total_chunks: int) -> Pool:
+def make_pool(pool: int, block_bytes: int, chunk_bytes: int, chunks: int, total_chunks: int, order: int = LRU) -> Pool:
     """A pool with `chunks` of `total_chunks` mapped and every block free."""
     blocks = max(total_chunks * chunk_bytes // block_bytes, 1)
     meta = np.zeros(1, POOL_META).view(np.recarray)[0]
     meta.pool, meta.block_bytes, meta.chunk_bytes = pool, block_bytes, chunk_bytes
     meta.chunks = meta.target_chunks = chunks
     meta.capacity = meta.limit = chunks * chunk_bytes // block_bytes
-    meta.evict_first = meta.evict_last = NONE
+    meta.order, meta.evict_first, meta.evict_last = order, NONE, NONE
     entries = np.zeros(blocks, ENTRY).view(np.recarray)
     entries["block"] = entries["key"] = entries["prev"] = NONE
     entries["next"] = np.arange(1, blocks + 1)
     entries["next"][-1] = NONE
     bits, starts = _full_bitmap(blocks)
-    return Pool(meta, entries, np.full(blocks, NONE, np.int32), bits, starts)
+    return Pool(meta, entries, np.full(blocks, NONE, np.int32), bits, starts, *make_ranks(order, blocks))
 
 
 def _full_bitmap(blocks: int) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +216,7 @@ def release(pool, log, entry):
     if record.pins > 0:
         meta.live -= 1
     else:
-        _leave_eviction_order(pool, entry)
+        leave(pool, entry)
         meta.cached -= 1
     _mark_free(pool, record.block)
     pool.entry_at[record.block] = NONE
@@ -222,7 +239,7 @@ def release_and_take(pool, log, entry, bound):
     # The pool is full, so what is freed is what is taken; the bitmap need not be searched.
     record = pool.entries[entry]
     check_stamp(pool, log, entry)
-    _leave_eviction_order(pool, entry)
+    leave(pool, entry)
     meta.cached -= 1
     meta.live += 1
     record.pins = 1
@@ -239,7 +256,7 @@ def pin(pool, entry):
     """One more live request holds `entry`."""
     record = pool.entries[entry]
     if record.pins == 0:
-        _leave_eviction_order(pool, entry)
+        leave(pool, entry)
         pool.meta.cached -= 1
         pool.meta.live += 1
     record.pins += 1
@@ -253,7 +270,7 @@ def unpin(pool, entry):
     if record.pins == 0:
         pool.meta.live -= 1
         pool.meta.cached += 1
-        _evict_last(pool, entry)
+        enter(pool, entry)
 
 
 @kernel
@@ -264,47 +281,14 @@ def abandon(pool, entry):
     record.pins = 0
     meta.live -= 1
     meta.cached += 1
-    record.prev = NONE
-    record.next = meta.evict_first
-    if meta.evict_first == NONE:
-        meta.evict_last = entry
-    else:
-        pool.entries[meta.evict_first].prev = entry
-    meta.evict_first = entry
+    enter_first(pool, entry)
 
 
 @kernel
 def touch(pool, entry):
     """Move a cached entry to the end of the eviction order."""
-    _leave_eviction_order(pool, entry)
-    _evict_last(pool, entry)
-
-
-@kernel
-def _evict_last(pool, entry):
-    meta = pool.meta
-    record = pool.entries[entry]
-    record.next = NONE
-    record.prev = meta.evict_last
-    if meta.evict_last == NONE:
-        meta.evict_first = entry
-    else:
-        pool.entries[meta.evict_last].next = entry
-    meta.evict_last = entry
-
-
-@kernel
-def _leave_eviction_order(pool, entry):
-    meta = pool.meta
-    record = pool.entries[entry]
-    if record.prev == NONE:
-        meta.evict_first = record.next
-    else:
-        pool.entries[record.prev].next = record.next
-    if record.next == NONE:
-        meta.evict_last = record.prev
-    else:
-        pool.entries[record.next].prev = record.prev
+    leave(pool, entry)
+    enter(pool, entry)
 
 
 @kernel
@@ -366,8 +350,4 @@ def check_pool(pool: Pool) -> None:
         words = (padded.reshape(-1, WORD) << np.arange(WORD)).sum(axis=1)
         assert np.array_equal(pool.free_bits[start:stop], words), "the bitmap of free blocks is wrong"
         set_bits = words != 0
-    order, entry = [], int(meta.evict_first)
-    while entry != NONE:
-        order.append(entry)
-        entry = int(entries["next"][entry])
-    assert sorted(order) == sorted(cached.tolist()), "the eviction order does not hold the cached entries"
+    check_order(pool, cached)

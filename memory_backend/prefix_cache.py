@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hbmgym.memory_backend.eviction import LRU, NONE, begin_rank, end_rank, first_victim, hit, set_ends_in_state
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, NOTHING, SSM, OpLog, make_op_log
 from hbmgym.memory_backend.pools import (
-    NONE,
     Pool,
     check_pool,
     check_stamp,
@@ -62,9 +62,16 @@ class Memory(NamedTuple):
 
 
 def make_memory(
-    layout: Layout, slots: int, id_count: int, log_capacity: int, log_level: int, run_limit: int, pages_grow: bool
+    layout: Layout,
+    slots: int,
+    id_count: int,
+    log_capacity: int,
+    log_level: int,
+    run_limit: int,
+    pages_grow: bool,
+    order: int = LRU,
 ) -> Memory:
-    """Empty pools at the split with `slots` slots."""
+    """Empty pools at the split with `slots` slots, whose cached blocks go in `order`."""
     kv_chunks = layout.kv_chunks(slots)
     ids = np.zeros(max(id_count, 1), PAGE_ID).view(np.recarray)
     ids["page"] = ids["snapshot"] = NONE
@@ -75,8 +82,8 @@ def make_memory(
     chunk_at[KV, :kv_chunks] = np.arange(kv_chunks)
     chunk_at[SSM, : layout.chunks - kv_chunks] = np.arange(kv_chunks, layout.chunks)
     return Memory(
-        make_pool(KV, layout.page_bytes, layout.chunk_bytes, kv_chunks, layout.chunks),
-        make_pool(SSM, layout.slot_bytes, layout.chunk_bytes, layout.chunks - kv_chunks, layout.chunks),
+        make_pool(KV, layout.page_bytes, layout.chunk_bytes, kv_chunks, layout.chunks, order),
+        make_pool(SSM, layout.slot_bytes, layout.chunk_bytes, layout.chunks - kv_chunks, layout.chunks, order),
         ids,
         split,
         chunk_at,
@@ -145,12 +152,21 @@ def evict_snapshot(memory):
 @subkernel
 def _forget_first_snapshot(memory):
     """The first slot of the eviction order, which nobody can match any more."""
-    entry = memory.ssm.meta.evict_first
-    key = memory.ssm.entries[entry].key
-    if key != NONE:
-        memory.ids[key].snapshot = NONE
+    entry = first_victim(memory.ssm)
+    if memory.ssm.entries[entry].key != NONE:
+        forget_snapshot(memory, entry)
     memory.ssm.meta.evictions += 1
     return entry
+
+
+@subkernel
+def forget_snapshot(memory, entry):
+    """A slot is no snapshot any longer."""
+    page_id = memory.ids[memory.ssm.entries[entry].key]
+    memory.ssm.entries[entry].key = NONE
+    page_id.snapshot = NONE
+    if memory.kv.meta.order != LRU:
+        set_ends_in_state(memory.kv, page_id.page, 0)
 
 
 @subkernel
@@ -171,10 +187,12 @@ def evict_page(memory):
 @subkernel
 def _forget_first_page(memory):
     """The first page of the eviction order, which nobody can match any more; the snapshot at its end is dropped."""
-    entry = memory.kv.meta.evict_first
+    entry = first_victim(memory.kv)
     key = memory.kv.entries[entry].key
     if key != NONE:
         _forget_page(memory, memory.ids[key])
+        if memory.kv.meta.order != LRU:
+            end_rank(memory.kv, entry)
     memory.kv.meta.evictions += 1
     return entry
 
@@ -199,8 +217,10 @@ def take_slot(memory):
 
 
 @subkernel
-def publish_page(memory, entry, page_id):
-    """Make a live private page the resident page of `page_id`; if another one is, use that and free this one."""
+def publish_page(memory, entry, refs, first, depth):
+    """Make a live private page the resident page of id `depth` of a row, whose pages before it are resident; if another
+    one is, use that and free this one."""
+    page_id = refs[first + depth]
     resident = memory.ids[page_id].page
     if resident != NONE:
         release(memory.kv, memory.log, entry)
@@ -209,6 +229,26 @@ def publish_page(memory, entry, page_id):
     memory.kv.entries[entry].key = page_id
     memory.ids[page_id].page = entry
     memory.ids[page_id].seen = 1
+    if memory.kv.meta.order != LRU:
+        parent = memory.ids[refs[first + depth - 1]].page if depth > 0 else np.int32(NONE)
+        begin_rank(memory.kv, entry, parent, depth + 1)
+
+
+@subkernel
+def reuse_page(memory, page_id):
+    """A request reuses a resident page: it is live from now on."""
+    entry = memory.ids[page_id].page
+    if memory.kv.meta.order != LRU:
+        hit(memory.kv, entry)
+    pin(memory.kv, entry)
+
+
+@subkernel
+def reuse_snapshot(memory, entry):
+    """A request is about to copy a snapshot, which is live until `unpin`."""
+    if memory.ssm.meta.order != LRU:
+        hit(memory.ssm, entry)
+    pin(memory.ssm, entry)
 
 
 @subkernel
@@ -220,6 +260,10 @@ def publish_snapshot(memory, entry, page_id):
         return
     memory.ssm.entries[entry].key = page_id
     memory.ids[page_id].snapshot = entry
+    if memory.ssm.meta.order != LRU:
+        page = memory.ids[page_id].page
+        begin_rank(memory.ssm, entry, NONE, memory.kv.ranks[page].depth)
+        set_ends_in_state(memory.kv, page, 1)
     unpin(memory.ssm, entry)
 
 
@@ -263,5 +307,18 @@ def check_memory(memory: Memory) -> None:
     assert np.all(memory.ssm.entries["key"][memory.ssm.entries["pins"] > 0] == NONE), "a live slot has an id"
     with_snapshot = memory.ids["snapshot"] != NONE
     assert np.all(memory.ids["page"][with_snapshot] != NONE), "a snapshot outlived its page"
+    if memory.kv.meta.order != LRU:
+        _check_ranks(memory)
     owned = np.concatenate([memory.chunk_at[p, : pool.meta.chunks] for p, pool in enumerate((memory.kv, memory.ssm))])
     assert np.array_equal(np.sort(owned), np.arange(memory.split.chunks)), "a chunk is lost or owned twice"
+
+
+def _check_ranks(memory: Memory) -> None:
+    """Raise AssertionError unless every page knows how many resident ones continue it, and whether a state ends it."""
+    ranks, keys = memory.kv.ranks, memory.kv.entries["key"]
+    parents = ranks["parent"][keys != NONE]
+    continued = np.bincount(parents[parents != NONE], minlength=len(ranks))
+    assert np.array_equal(ranks["continued"], continued), "the pages that continue a page are miscounted"
+    pages = np.flatnonzero(keys != NONE)
+    ends_in_state = memory.ids["snapshot"][keys[pages]] != NONE
+    assert np.array_equal(ranks["ends_in_state"][pages] == 1, ends_in_state), "a page is wrong about its snapshot"

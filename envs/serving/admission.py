@@ -5,10 +5,13 @@ from hbmgym.envs.serving.order import push_last
 from hbmgym.envs.serving.state import PREFILL, PREFILLING, QUEUE
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.oplog import KV, SSM
-from hbmgym.memory_backend.pools import NONE, copy, pin, touch, zero
+from hbmgym.memory_backend.pools import NONE, copy, unpin, zero
 from hbmgym.memory_backend.prefix_cache import (
+    forget_snapshot,
     live_depth,
     resident_depth,
+    reuse_page,
+    reuse_snapshot,
     seen_depth,
     snapshot_depth,
     take_page,
@@ -51,7 +54,7 @@ def _start(state, row, reuse, resident, pages):
     request = state.requests[row]
     first = state.rows[row].ref_off
     for j in range(reuse):
-        pin(state.memory.kv, state.memory.ids[state.refs[first + j]].page)
+        reuse_page(state.memory, state.refs[first + j])
     _take_slots(state, row, reuse)
     request.published = reuse
     request.pages = reuse
@@ -82,7 +85,7 @@ def _take_slots(state, row, reuse):
     snapshot = NONE
     if reuse > 0:
         snapshot = state.memory.ids[state.refs[state.rows[row].ref_off + reuse - 1]].snapshot
-        touch(ssm, snapshot)
+        reuse_snapshot(state.memory, snapshot)  # live, so that no slot taken below evicts it
     for i in range(1, engine.slots_per_request):
         slot = take_slot(state.memory)
         if i == 1:
@@ -94,15 +97,14 @@ def _take_slots(state, row, reuse):
     if snapshot == NONE:
         request.working = take_slot(state.memory)
         zero(ssm, log, request.working)
-    elif ssm.meta.evict_first == snapshot and ssm.meta.live + ssm.meta.cached >= ssm.meta.limit:
+    elif ssm.meta.live >= ssm.meta.limit:
         # Every other slot is live, so the request goes on in the snapshot's own slot.
-        state.memory.ids[ssm.entries[snapshot].key].snapshot = NONE
-        ssm.entries[snapshot].key = NONE
-        pin(ssm, snapshot)
+        forget_snapshot(state.memory, snapshot)
         request.working = snapshot
     else:
         request.working = take_slot(state.memory)
         copy(ssm, log, snapshot, request.working)
+        unpin(ssm, snapshot)
         engine.debt_s += state.cost.slot_copy_s
 
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 from hbmgym.envs.serving.constants import LOADED, CostConstants
 from hbmgym.envs.serving.cost_model import CHUNK_MOVE_S
+from hbmgym.memory_backend.eviction import ORDERS
 from hbmgym.memory_backend.split import CHUNK_BYTES
 
 GIB = 2**30
 MAX_HBM_GIB = 4096.0
-POLICY_CHOICES = {"eviction": ("lru",), "admission": ("fcfs",), "on_shortage": ("evict",)}
+POLICY_CHOICES = {"eviction": tuple(ORDERS), "admission": ("fcfs",), "on_shortage": ("evict",)}
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class ServingConfig:
     """TTFT SLO = floor + factor x unloaded cold prefill time."""
     tpot_slo_factor: float = 2.0
     """TPOT SLO = factor x modelled TPOT at batch 16 and 8k context."""
+    eviction_epoch_s: float = 30.0
+    """lpb counts hits in two epochs of so many seconds; flop_aware scales anew at their edges."""
+    flop_weight: float = 1.0
+    """flop_aware: what saved seconds count beside recency; 0 is lru."""
     chunk_move_s: float = CHUNK_MOVE_S
     """Modelled seconds to move one chunk between the pools."""
     constants: CostConstants = LOADED.constants
@@ -85,9 +90,18 @@ class ServingConfig:
     def __post_init__(self) -> None:
         if not 0 < self.hbm_gib <= MAX_HBM_GIB:
             raise ValueError(f"hbm_gib is {self.hbm_gib}, expected a number above 0 and at most {MAX_HBM_GIB:g}")
-        for field in ("window_s", "deadline_slos", "chunk_move_s", "ttft_slo_floor_s", "tpot_slo_factor"):
+        for field in (
+            "window_s",
+            "deadline_slos",
+            "eviction_epoch_s",
+            "chunk_move_s",
+            "ttft_slo_floor_s",
+            "tpot_slo_factor",
+        ):
             if not 0 < getattr(self, field) < float("inf"):
                 raise ValueError(f"{field} is {getattr(self, field)}, expected a finite number > 0")
+        if not 0 <= self.flop_weight < float("inf"):
+            raise ValueError(f"flop_weight is {self.flop_weight}, expected a finite number >= 0")
         for field in (
             "tensor_parallel",
             "page_tokens",

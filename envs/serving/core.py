@@ -26,10 +26,11 @@ from hbmgym.envs.serving.state import (
 )
 from hbmgym.envs.serving.telemetry import close_window, make_window
 from hbmgym.envs.traces.episode import Episode
+from hbmgym.memory_backend.eviction import ORDERS
 from hbmgym.memory_backend.geometry import find_model
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.oplog import EVERYTHING, NOTHING
-from hbmgym.memory_backend.prefix_cache import Memory, check_chunks, check_memory, check_stamps, make_memory
+from hbmgym.memory_backend.prefix_cache import NEVER, Memory, check_chunks, check_memory, check_stamps, make_memory
 from hbmgym.memory_backend.resize import RUN_CHUNKS
 from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
 from hbmgym.memory_backend.table import Table
@@ -169,7 +170,9 @@ class Core:
             EVERYTHING if keeps_log else NOTHING,
             run_limit=RUN_CHUNKS,
             pages_grow=True,
+            order=ORDERS[config.policies.eviction],
         )
+        self._write_values(memory)
         state = make_state(memory, episode.rows, episode.refs, self.cost, config.page_tokens)
         engine = state.engine
         engine.slots_per_request = config.slots_per_request
@@ -179,8 +182,19 @@ class Core:
         engine.stall = int(config.transfers == "stall")
         engine.worker_chunk_s = 0.0 if engine.stall else config.chunk_move_s
         engine.deadline_slos = config.deadline_slos
+        engine.epoch_s = config.eviction_epoch_s
+        engine.epoch_end_s = NEVER if config.policies.eviction == "lru" else config.eviction_epoch_s
         engine.tpot_slo_s = self.setup.tpot_slo_s
         return state
+
+    def _write_values(self, memory: Memory) -> None:
+        """What recovering a prefix takes: attention for the sake of its pages, all else for that of its state."""
+        cost, page_tokens = self.cost, self.config.page_tokens
+        kv, ssm = memory.kv.meta, memory.ssm.meta
+        kv.own_s_per_page2 = cost.attention_s_per_pair * page_tokens**2 / 2
+        kv.state_s_per_page = page_tokens * (cost.compute_s_per_token + cost.recurrence_s_per_token)
+        ssm.own_s_per_page = kv.state_s_per_page
+        kv.flop_weight = ssm.flop_weight = self.config.flop_weight
 
     def _write_constants(self) -> None:
         telemetry, setup = self.telemetry, self.setup

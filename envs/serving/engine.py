@@ -16,6 +16,7 @@ from hbmgym.envs.serving.snapshots import (
     save_prefill_snapshot,
 )
 from hbmgym.envs.serving.state import PREFILL, WORST_RATIO, state_at
+from hbmgym.memory_backend.eviction import turn_epoch
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, NOTHING, SSM
 from hbmgym.memory_backend.pools import NONE
@@ -37,6 +38,8 @@ def run(table, until_s, log_margin):
         pull_arrivals(state)
         while state.memory.split.tick_s <= engine.now_s:
             _let_chunks_arrive(state)
+        while engine.epoch_end_s <= engine.now_s:
+            _turn_epoch(state)
         if engine.now_s >= until_s:
             return REACHED
         engine.preempted_now = 0
@@ -68,6 +71,13 @@ def _let_chunks_arrive(state):
     else:  # the run waits for nothing, but the next iteration waits for the run
         chunks, copied = run_arrives(state.memory, engine.worker_chunk_s, 0.0)
         engine.debt_s += chunks * cost.chunk_move_s + copied * cost.block_copy_s_per_byte
+
+
+@subkernel
+def _turn_epoch(state):
+    turn_epoch(state.memory.kv)
+    turn_epoch(state.memory.ssm)
+    state.engine.epoch_end_s += state.engine.epoch_s
 
 
 @subkernel
@@ -103,10 +113,17 @@ def _plan_chunk(state, row):
 
 
 @subkernel
+def _set_time(state, now_s):
+    state.engine.now_s = now_s
+    state.memory.kv.meta.now_s = now_s
+    state.memory.ssm.meta.now_s = now_s
+
+
+@subkernel
 def _advance(state, seconds, busy):
     """Let time pass, and book it."""
     engine = state.engine
-    engine.now_s += seconds
+    _set_time(state, engine.now_s + seconds)
     if busy:
         engine.busy_s += seconds
     if engine.waiting > 0:
@@ -196,7 +213,7 @@ def _handle_decode_events(state):
 def _next_change_s(state, until_s):
     """The next time at which something other than decoding happens."""
     engine = state.engine
-    change_s = min(until_s, state.memory.split.tick_s)
+    change_s = min(until_s, state.memory.split.tick_s, engine.epoch_end_s)
     if engine.waiting > 0:
         # A blocked head waits for memory; arrivals behind it change nothing before that.
         change_s = min(change_s, head_deadline_s(state))
@@ -232,4 +249,4 @@ def _idle(state, until_s):
     change_s = _next_change_s(state, until_s)
     engine.debt_s = max(engine.debt_s - (change_s - engine.now_s), 0.0)  # copies go on while nothing runs
     _advance(state, change_s - engine.now_s, False)
-    engine.now_s = change_s  # without the rounding of a sum
+    _set_time(state, change_s)  # without the rounding of a sum

@@ -22,7 +22,7 @@ def publish_computed(state, row, tokens):
     full = min(tokens // state.engine.page_tokens, trace.known_ids)
     while request.published < full:
         entry = pop_private_page(state, request)
-        publish_page(state.memory, entry, state.refs[trace.ref_off + request.published])
+        publish_page(state.memory, entry, state.refs, trace.ref_off, request.published)
         request.published += 1
 
 

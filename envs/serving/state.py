@@ -69,6 +69,8 @@ ENGINE = np.dtype(
         ("chunk_tokens", "i8"),  # prefill plan of this iteration: tokens, and sum of c (x + c / 2)
         ("chunk_attention", "f8"),
         ("debt_s", "f8"),  # state copies and stalls, charged to the next iteration
+        ("epoch_end_s", "f8"),  # when hits age next; NEVER where no order counts them
+        ("epoch_s", "f8"),
         # settings
         ("slots_per_request", "i8"),
         ("page_tokens", "i8"),

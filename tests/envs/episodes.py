@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.traces.episode import ROW, Episode
 
 
@@ -62,6 +62,9 @@ def small_configs(draw):
         ttft_slo_floor_s=draw(st.sampled_from([0.02, 0.3, 2.0])),
         chunk_move_s=draw(st.sampled_from([75e-6, 1e-3])),
         transfers=draw(st.sampled_from(["overlapped", "stall"])),
+        eviction_epoch_s=draw(st.sampled_from([0.09, 0.7])),
+        flop_weight=draw(st.sampled_from([0.3, 2.0])),
+        policies=Policies(eviction=draw(st.sampled_from(["lru", "lpb", "flop_aware"]))),
         window_s=draw(st.sampled_from([0.0731, 0.251, 1.07])),
     )
 

@@ -4,6 +4,7 @@ Pages and slots go by names: ("id", i) for the page or the snapshot of page id i
 """
 
 import heapq
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -25,6 +26,10 @@ class Blocks:
         self.at: dict[Hashable, int] = {}
         self.pins: dict[Hashable, int] = {}
         self.cached: dict[Hashable, None] = {}
+        self.used: dict[Hashable, tuple[int, float]] = {}
+        self.hits: dict[Hashable, tuple[int, int]] = {}
+        self.now_s = 0.0
+        self._uses = 0
         self._free = list(range(total_chunks * chunk_bytes // block_bytes))
         self._abandoned = 0
 
@@ -48,11 +53,12 @@ class Blocks:
 
     def free(self, name: Hashable) -> None:
         heapq.heappush(self._free, self.at.pop(name))
-        self.pins.pop(name, None)
-        self.cached.pop(name, None)
+        for facts in (self.pins, self.cached, self.used, self.hits):
+            facts.pop(name, None)
 
     def rename(self, old: Hashable, new: Hashable) -> None:
         self.at[new], self.pins[new] = self.at.pop(old), self.pins.pop(old)
+        self.hits.pop(old, None)
 
     def pin(self, name: Hashable) -> None:
         self.cached.pop(name, None)
@@ -63,6 +69,18 @@ class Blocks:
         if self.pins[name] == 0:
             del self.pins[name]
             self.cached[name] = None
+            self._use(name)
+
+    def _use(self, name: Hashable) -> None:
+        self._uses += 1
+        self.used[name] = self._uses, self.now_s
+
+    def hit(self, name: Hashable) -> None:
+        now, before = self.hits.get(name, (0, 0))
+        self.hits[name] = now + 1, before
+
+    def forget_old_hits(self) -> None:
+        self.hits = {name: (0, now) for name, (now, _) in self.hits.items()}
 
     def abandon(self, name: Hashable) -> None:
         """Cached, to be evicted first, under a name that nobody asks for."""
@@ -71,10 +89,12 @@ class Blocks:
         self.rename(name, gone)
         del self.pins[gone]
         self.cached = {gone: None, **self.cached}
+        self.used[gone] = -self._abandoned, self.now_s
 
     def touch(self, name: Hashable) -> None:
         del self.cached[name]
         self.cached[name] = None
+        self._use(name)
 
     def clear_from(self, capacity: int) -> int:
         """Move what lies at or above `capacity` to the lowest free blocks; how many blocks moved."""
@@ -159,6 +179,12 @@ class NaiveEngine:
                 episode.refs[row.ref_off : row.ref_off + row.known_ids].tolist(), float(core.requests[i].ttft_slo_s))
             for i, row in enumerate(episode.rows)
         ]  # fmt: skip
+        self.depth_of = {i: depth + 1 for job in self.jobs for depth, i in enumerate(job.ids)}
+        self.parent_of = {
+            after: before for job in self.jobs for before, after in zip(job.ids, job.ids[1:], strict=False)
+        }
+        self.epoch_end_s = self.config.eviction_epoch_s
+        self.scales = {id(self.kv): (0.0, 0.0), id(self.ssm): (0.0, 0.0)}
         self.next_job = 0
         self.queue: list[Job] = []
         self.held: list[Job] = []
@@ -180,6 +206,8 @@ class NaiveEngine:
             self.pull_arrivals()
             while self.tick_s <= self.now_s:
                 self.chunks_arrive()
+            while self.config.policies.eviction != "lru" and self.epoch_end_s <= self.now_s:
+                self.turn_epoch()
             if self.now_s >= until_s:
                 break
             preempted = self.grow_decoding()
@@ -194,13 +222,18 @@ class NaiveEngine:
 
     def idle(self, until_s: float) -> None:
         times = [until_s, self.tick_s]
+        if self.config.policies.eviction != "lru":
+            times.append(self.epoch_end_s)
         if self.queue:
             times.append(self.deadline_s(self.queue[0]))
         if self.next_job < len(self.jobs):
             times.append(self.jobs[self.next_job].arrival_s)
         self.book_blocked(min(times) - self.now_s)
         self.debt_s = max(self.debt_s - (min(times) - self.now_s), 0.0)
-        self.now_s = min(times)
+        self.set_time(min(times))
+
+    def set_time(self, now_s: float) -> None:
+        self.now_s = self.kv.now_s = self.ssm.now_s = now_s
 
     def iterate(self, chunks: list[tuple[Job, int]]) -> None:
         tokens = sum(chunk for _, chunk in chunks)
@@ -208,7 +241,7 @@ class NaiveEngine:
         context = sum(job.context for job in self.decoding)
         seconds = self.debt_s + iteration_s(self.cost, len(self.decoding), context, tokens, float(attention))
         self.debt_s = 0.0
-        self.now_s += seconds
+        self.set_time(self.now_s + seconds)
         self.totals.busy_s += seconds
         self.totals.iterations += 1
         self.book_blocked(seconds)
@@ -298,6 +331,7 @@ class NaiveEngine:
         self.totals.kv_loss_tokens += (seen - resident) * self.page
         self.totals.ssm_loss_tokens += (resident - reuse) * self.page
         for name in pages[:reuse]:
+            self.kv.hit(name)
             self.kv.pin(name)
         self.take_slots(job, pages[reuse - 1] if reuse else None)
         job.published = job.pages = reuse
@@ -317,23 +351,24 @@ class NaiveEngine:
 
     def take_slots(self, job: Job, snapshot: Hashable | None) -> None:
         if snapshot:
-            self.ssm.touch(snapshot)
+            self.ssm.hit(snapshot)
+            self.ssm.pin(snapshot)
         for name in (RESERVED, *range(2, self.spr))[: self.spr - 1]:
             assert self.take_slot((job.row, name))
         working = (job.row, WORKING)
-        if snapshot and len(self.ssm.at) >= self.ssm.limit and list(self.ssm.cached) == [snapshot]:
-            self.ssm.pin(snapshot)
+        if snapshot and len(self.ssm.pins) >= self.ssm.limit:
             self.ssm.rename(snapshot, working)
             return
         assert self.take_slot(working)
         if snapshot:
+            self.ssm.unpin(snapshot)
             self.debt_s += self.cost.slot_copy_s
 
     def take_slot(self, name: Hashable) -> bool:
         while not self.ssm.take(name, self.ssm.limit):
             if not self.ssm.cached:
                 return False
-            self.ssm.free(next(iter(self.ssm.cached)))
+            self.ssm.free(self.victim(self.ssm))
         return True
 
     def grow(self, job: Job, bound: int) -> bool:
@@ -345,10 +380,52 @@ class NaiveEngine:
         return True
 
     def evict_page(self) -> None:
-        name = next(iter(self.kv.cached))
+        name = self.victim(self.kv)
         self.kv.free(name)
         if name in self.ssm.at:
             self.ssm.free(name)
+
+    # --- the order of eviction
+
+    def victim(self, pool: Blocks) -> Hashable:
+        return self.eviction_order(pool)[0] if self.config.policies.eviction != "lru" else next(iter(pool.cached))
+
+    def eviction_order(self, pool: Blocks) -> list[Hashable]:
+        """What may be evicted now, next one first."""
+        if self.config.policies.eviction == "lru":
+            return list(pool.cached)
+        continued = {("id", self.parent_of.get(name[1])) for name in self.kv.at if name[0] == "id"}
+        may_go = [name for name in pool.cached if pool is self.ssm or name not in continued]
+        return sorted(may_go, key=lambda name: (self.value(pool, name), pool.used[name][0]))
+
+    def value(self, pool: Blocks, name: Hashable) -> float:
+        if name[0] != "id":
+            return -math.inf  # private, so never to be matched
+        if self.config.policies.eviction == "lpb":
+            return sum(pool.hits.get(name, (0, 0))) * self.saved_s_per_byte(pool, name)
+        recency, saving = self.scales[id(pool)]
+        return recency * pool.used[name][1] + saving * self.saved_s_per_byte(pool, name)
+
+    def saved_s_per_byte(self, pool: Blocks, name: Hashable) -> float:
+        pages, cost = self.depth_of[name[1]], self.cost
+        attention_s = pages * (pages * (cost.attention_s_per_pair * self.page**2 / 2))
+        state_s = pages * (self.page * (cost.compute_s_per_token + cost.recurrence_s_per_token))
+        if pool is self.ssm:
+            return state_s / pool.block_bytes
+        return (attention_s + (state_s if name in self.ssm.at else 0.0)) / pool.block_bytes
+
+    def turn_epoch(self) -> None:
+        self.epoch_end_s += self.config.eviction_epoch_s
+        for pool in (self.kv, self.ssm):
+            names = [name for name in pool.cached if name[0] == "id"]
+            used_s = [pool.used[name][1] for name in names]
+            saved = [self.saved_s_per_byte(pool, name) for name in names]
+            span_s, range_of_saved = (max(v) - min(v) if names else 0.0 for v in (used_s, saved))
+            self.scales[id(pool)] = (
+                1.0 / span_s if span_s > 0 else 0.0,
+                self.config.flop_weight / range_of_saved if range_of_saved > 0 else 0.0,
+            )
+            pool.forget_old_hits()
 
     # --- prefill and snapshots
 
@@ -506,7 +583,7 @@ class NaiveEngine:
 
     def go_on_shrinking(self) -> None:
         while len(self.ssm.at) > self.ssm.limit and self.ssm.cached:
-            self.ssm.free(next(iter(self.ssm.cached)))
+            self.ssm.free(self.victim(self.ssm))
         while len(self.kv.at) > self.kv.limit and self.kv.cached:
             self.evict_page()
         self.schedule_run()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.state import REJECT_NAMES, STATUS_NAMES
+from hbmgym.memory_backend.eviction import eviction_order
 from hbmgym.memory_backend.pools import NONE, Pool
 from tests.envs.episodes import small_configs, small_episodes
 from tests.envs.naive_engine import Blocks, NaiveEngine
@@ -34,20 +35,11 @@ def time_of(value):
     return None if math.isnan(value) else value
 
 
-def eviction_order(pool: Pool):
-    """(page id, block) of each cached entry."""
-    entry, order = pool.meta.evict_first, []
-    while entry != NONE:
-        order.append((int(pool.entries[entry].key), int(pool.entries[entry].block)))
-        entry = pool.entries[entry].next
-    return order
-
-
-def assert_same_pool(pool: Pool, blocks: Blocks):
+def assert_same_pool(pool: Pool, blocks: Blocks, order):
     assert pool.meta.chunks == blocks.chunks
     assert (pool.meta.live, pool.meta.limit) == (len(blocks.pins), blocks.limit)
-    expected = [(name[1] if name[0] == "id" else NONE, blocks.at[name]) for name in blocks.cached]
-    assert eviction_order(pool) == expected
+    expected = [(name[1] if name[0] == "id" else NONE, blocks.at[name]) for name in order]
+    assert [(pool.entries[entry].key, pool.entries[entry].block) for entry in eviction_order(pool)] == expected
     assert set(np.flatnonzero(pool.entry_at != NONE)) == set(blocks.at.values())
 
 
@@ -69,8 +61,8 @@ def assert_same(core: Core, naive: NaiveEngine):
             found, expected = time_of(request[field]), getattr(job, field)
             assert (found is None) == (expected is None), (field, job)
             assert found is None or close(found, expected), (field, found, job)
-    assert_same_pool(core.memory.kv, naive.kv)
-    assert_same_pool(core.memory.ssm, naive.ssm)
+    assert_same_pool(core.memory.kv, naive.kv, naive.eviction_order(naive.kv))
+    assert_same_pool(core.memory.ssm, naive.ssm, naive.eviction_order(naive.ssm))
 
 
 def compare(config, episode, shares, most_windows=3000):

@@ -1,0 +1,116 @@
+"""Eviction orders in the engine: when they agree with lru, and what each keeps."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hbmgym.envs.serving.config import Policies, ServingConfig
+from hbmgym.envs.serving.core import Core
+from hbmgym.memory_backend.eviction import eviction_order
+from hbmgym.memory_backend.prefix_cache import Memory
+from tests.envs.episodes import SMALL_PAGE, Ask, make_episode, small_configs, small_episodes
+
+SMALL = ServingConfig(model="qwen3.5-4b", hbm_gib=0.6, page_tokens=SMALL_PAGE, prefill_budget=256, window_s=0.5)
+VALUES = ("own_s_per_page", "own_s_per_page2", "state_s_per_page")
+
+some_examples = settings(max_examples=40, derandomize=True, deadline=None)
+
+
+def with_eviction(config, eviction, **changes):
+    fields = {field: getattr(config, field) for field in config.__dataclass_fields__}
+    return ServingConfig(**{**fields, **changes, "policies": Policies(eviction=eviction)})
+
+
+def replay(config, episode, share, *, free_recovery=False):
+    """The core after the episode, and the order of eviction at the end of every window."""
+    core = Core(config, check=True)
+    core.reset(episode, share)
+    if free_recovery:
+        for pool in (core.memory.kv, core.memory.ssm):
+            for name in VALUES:
+                pool.meta[name] = 0.0
+    orders = []
+    while not core.done:
+        core.run_window()
+        orders.append([_last_to_go(core.memory, pool) for pool in (core.memory.kv, core.memory.ssm)])
+    return core, orders
+
+
+def _last_to_go(memory: Memory, pool):
+    order = eviction_order(pool)
+    return (int(pool.meta.evictions), int(pool.meta.cached), int(pool.entries["key"][order[0]]) if order else None)
+
+
+def assert_equal_episodes(first, second):
+    (core, orders), (other, other_orders) = first, second
+    for field in ("status", "reject_reason", "preemptions", "missed", "reused_tokens"):
+        assert np.array_equal(core.requests[field], other.requests[field]), field
+    for field in ("admitted_s", "first_token_s", "ended_s"):  # epochs cut decode spans, so times are rounded otherwise
+        assert np.allclose(core.requests[field], other.requests[field], rtol=1e-9, atol=0, equal_nan=True), field
+    assert orders == other_orders
+
+
+@some_examples
+@given(config=small_configs(), episode=small_episodes(), share=st.floats(0, 1))
+def test_lpb_with_constant_cost_equals_lru(config, episode, share):
+    lpb = replay(with_eviction(config, "lpb"), episode, share, free_recovery=True)
+    assert_equal_episodes(lpb, replay(with_eviction(config, "lru"), episode, share))
+
+
+@some_examples
+@given(config=small_configs(), lengths=st.lists(st.integers(20, 600), min_size=2, max_size=12), share=st.floats(0, 1))
+def test_lpb_without_hits_equals_lru(config, lengths, share):
+    asks = [Ask(0.01 * i, n, 20, [f"own {i}"] * (n // SMALL_PAGE)) for i, n in enumerate(lengths)]
+    episode = make_episode(asks, SMALL_PAGE)
+    lpb = replay(with_eviction(config, "lpb"), episode, share)
+    assert lpb[0].counters.reused_tokens == 0
+    assert_equal_episodes(lpb, replay(with_eviction(config, "lru"), episode, share))
+
+
+@some_examples
+@given(config=small_configs(), episode=small_episodes(), share=st.floats(0, 1))
+def test_flop_aware_of_weight_0_equals_lru(config, episode, share):
+    flop_aware = replay(with_eviction(config, "flop_aware", flop_weight=0.0), episode, share)
+    assert_equal_episodes(flop_aware, replay(with_eviction(config, "lru"), episode, share))
+
+
+def document(name, pages):
+    return [name] * pages
+
+
+def reused_after_pressure(eviction, hits_before, fillers):
+    """Tokens that a last request reuses of a document that was asked for `hits_before` times, after other traffic."""
+    asks = [Ask(0.2 * i, 20 * SMALL_PAGE + 1, 2, document("kept", 20)) for i in range(1 + hits_before)]
+    begin = asks[-1].arrival_s + 0.2
+    asks += [Ask(begin + 0.2 * i, 20 * SMALL_PAGE + 1, 2, document(f"once {i}", 20)) for i in range(fillers)]
+    asks.append(Ask(asks[-1].arrival_s + 0.2, 20 * SMALL_PAGE + 1, 2, document("kept", 20)))
+    core, _ = replay(with_eviction(SMALL, eviction), make_episode(asks, SMALL_PAGE), 0.5)
+    assert core.counters.rejected == 0
+    return int(core.requests["reused_tokens"][-1])
+
+
+def test_lpb_keeps_what_was_hit_where_lru_keeps_what_was_used_last():
+    assert reused_after_pressure("lru", 3, 30) == 0
+    assert reused_after_pressure("lpb", 3, 30) == 20 * SMALL_PAGE
+    assert reused_after_pressure("lpb", 0, 30) == 0
+
+
+def test_lpb_forgets_hits_after_two_epochs():
+    asks = [Ask(0.2 * i, 20 * SMALL_PAGE + 1, 2, document("kept", 20)) for i in range(4)]
+    asks.append(Ask(200.0, 20 * SMALL_PAGE + 1, 2, document("other", 20)))
+    core, _ = replay(with_eviction(SMALL, "lpb"), make_episode(asks, SMALL_PAGE), 0.5)
+    assert core.counters.epoch_end_s > 200.0
+    assert np.all(core.memory.kv.ranks["value"][eviction_order(core.memory.kv)] <= 0.0)
+
+
+def test_flop_aware_keeps_a_long_prefix_longer_than_a_short_one_of_the_same_age():
+    def reused(eviction):
+        asks = [Ask(0.0, 40 * SMALL_PAGE + 1, 2, document("long", 40))]
+        asks += [Ask(1.0 + i, 4 * SMALL_PAGE + 1, 2, document(f"short {i}", 4)) for i in range(60)]
+        asks.append(Ask(62.0, 40 * SMALL_PAGE + 1, 2, document("long", 40)))
+        config = with_eviction(SMALL, eviction, eviction_epoch_s=0.5, flop_weight=5.0)
+        core, _ = replay(config, make_episode(asks, SMALL_PAGE), 0.5)
+        return int(core.requests["reused_tokens"][-1])
+
+    assert reused("lru") == 0
+    assert reused("flop_aware") == 40 * SMALL_PAGE
