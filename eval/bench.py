@@ -24,13 +24,21 @@ from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.workload import open_workloads
-from hbmgym.eval.bench_engine import measure_engine, measure_scaling, measure_start, measure_trace, measure_windows
+from hbmgym.eval.bench_engine import (
+    measure_engine,
+    measure_eviction,
+    measure_scaling,
+    measure_start,
+    measure_trace,
+    measure_windows,
+)
 from hbmgym.eval.bench_memory import measure_memory
 from hbmgym.eval.cells import write_json
 
 AT_LEAST = {
     "chat_requests_per_cpu_s": 300_000,
     "agents_requests_per_cpu_s": 200_000,
+    "lpb_over_lru": 0.5,
     "windows_per_cpu_s": 10_000,
     "ppo_steps_per_cpu_s": 800,
     "memory_page_ops_per_s": 1_000_000,
@@ -41,6 +49,7 @@ AT_LEAST = {
 }
 AT_MOST = {
     "sessions_page_time_growth": 1.2,
+    "trace_memory_over_references": 1.0,
     "scaling_spread": 1.2,
     "start_cold_cpu_s": 15,
     "start_cached_cpu_s": 1,
@@ -58,7 +67,7 @@ class BenchOptions:
     """What is measured, how often, and where the figures go."""
 
     parts: tuple[str, ...] = words(
-        "what to measure (default: all): engine, scaling, windows, start, ppo, decision, memory", "PART"
+        "what to measure (default: all): engine, eviction, scaling, windows, start, ppo, decision, memory", "PART"
     )
     repeats: int = option(3, "times each part is measured; medians are printed")
     trace: str = option("", "recorded trace that part engine replays as well, e.g. a session library")
@@ -150,6 +159,7 @@ def measure_decision() -> Figures:
 
 PARTS: dict[str, Callable[[], Figures]] = {
     "engine": measure_engine,
+    "eviction": measure_eviction,
     "scaling": measure_scaling,
     "windows": measure_windows,
     "start": measure_start,

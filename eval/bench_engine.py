@@ -6,17 +6,19 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 
-from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.compose import compose_generated
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.generators import LogNormal, SessionClass
+from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import generate_class
-from hbmgym.envs.workload import open_workloads
+from hbmgym.envs.workload import TraceWorkload, open_workloads
 
 Figures = dict[str, float]
 
@@ -51,9 +53,35 @@ def measure_engine() -> Figures:
 
 
 def measure_trace(path: str) -> Figures:
-    """The same figures for a recorded trace, at a load that one GPU can serve."""
-    workload = open_workloads(ServingConfig(), traces=(path,), load=TRACE_LOAD)[0]
-    return _figures("trace", workload.episode("train", 0), 0.85)
+    """The same figures for a recorded trace, at a load that one GPU can serve, and the most memory that it takes to load the
+    trace and make the episode, set against the trace's page references at 4 bytes each.
+    """
+    tracemalloc.start()
+    trace = load_trace(Path(path))
+    workload = TraceWorkload(trace, TRACE_LOAD, ServingConfig().page_tokens)
+    episode = workload.episode("train", 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    references = int(trace.block_counts.sum())
+    return {
+        **_figures("trace", episode, 0.85),
+        "trace_references": references,
+        "trace_episode_references": len(episode.refs),
+        "trace_memory_mib": peak / 2**20,
+        "trace_memory_over_references": peak / (4 * references),
+    }
+
+
+def measure_eviction() -> Figures:
+    """Requests per CPU-second under lpb over those under lru: chat with reuse."""
+    episode = _episode(CHAT, CHAT_RATE, 24_000)
+    spent_s = {}
+    for order in ("lru", "lpb"):
+        spent_s[order], _ = replay(Core(ServingConfig(policies=Policies(eviction=order))), episode, 0.5)
+    return {
+        "lpb_requests_per_cpu_s": len(episode.rows) / spent_s["lpb"],
+        "lpb_over_lru": spent_s["lru"] / spent_s["lpb"],
+    }
 
 
 def _session_figures() -> Figures:
