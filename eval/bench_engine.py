@@ -53,8 +53,9 @@ def measure_engine() -> Figures:
 
 
 def measure_trace(path: str) -> Figures:
-    """The same figures for a recorded trace, at a load that one GPU can serve, and the most memory that it takes to load the
-    trace and make the episode, set against the trace's page references at 4 bytes each.
+    """The same figures for a recorded trace, at a load that one GPU can serve.
+
+    And the most memory that loading it and making the episode take, against its page references at 4 bytes each.
     """
     tracemalloc.start()
     trace = load_trace(Path(path))
