@@ -18,7 +18,7 @@ from hbmgym.envs.serving.metrics import episode_metrics
 from hbmgym.envs.traces.avmp_traffic import PaperTraffic
 from hbmgym.envs.traces.compose import compose, compose_generated
 from hbmgym.envs.traces.episode import Episode
-from hbmgym.envs.traces.generators import SessionClass
+from hbmgym.envs.traces.generators import TrafficClass
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario, generate_class
 from hbmgym.envs.traces.trace import Trace, TraceError
 from hbmgym.files import write_atomically
@@ -39,7 +39,7 @@ SHARES = 12
 """Static splits that are tried, evenly spread."""
 
 
-TrafficClass = SessionClass | PaperTraffic
+AnyTraffic = TrafficClass | PaperTraffic
 
 
 def class_rates(scenario: str, config: ServingConfig) -> Mapping[str, float]:
@@ -47,7 +47,7 @@ def class_rates(scenario: str, config: ServingConfig) -> Mapping[str, float]:
     return {group.name: class_rate(group, config) for group in find_scenario(scenario).classes}
 
 
-def class_rate(group: TrafficClass, config: ServingConfig) -> float:
+def class_rate(group: AnyTraffic, config: ServingConfig) -> float:
     """Requests per second of one class alone, as `class_rates` has it."""
     # A static split never decides, so how often a controller may is no part of the question. Nor are policies: traffic
     # must be the same under all of them.
@@ -62,7 +62,7 @@ def class_rate(group: TrafficClass, config: ServingConfig) -> float:
     return LOAD_FACTOR * _largest_rate(group, config)
 
 
-def _largest_rate(group: TrafficClass, config: ServingConfig) -> float:
+def _largest_rate(group: AnyTraffic, config: ServingConfig) -> float:
     key = calibration_key(group, config)
     for table in (SHIPPED, _own_table()):
         rates = _read(table)
@@ -90,13 +90,13 @@ def _read(table: Path) -> dict[str, dict[str, float]]:
     return rates if isinstance(rates, dict) else {}
 
 
-def calibration_key(group: TrafficClass, config: ServingConfig) -> str:
+def calibration_key(group: AnyTraffic, config: ServingConfig) -> str:
     """Of everything that the rate depends on."""
-    facts = json.dumps([dataclasses.asdict(group), setup_hash(config), WARMUP_S, MEASURED_S], sort_keys=True)
+    facts = json.dumps([repr(group), setup_hash(config), WARMUP_S, MEASURED_S], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
-def remember_rate(table: Path, group: TrafficClass, config: ServingConfig, rate: float) -> None:
+def remember_rate(table: Path, group: AnyTraffic, config: ServingConfig, rate: float) -> None:
     """Add a rate to a table of rates."""
     rates = _read(table)
     where = {"class": group.name, "model": config.model, "gpu": config.gpu, "hbm_gib": config.hbm_gib}
@@ -108,7 +108,7 @@ def remember_rate(table: Path, group: TrafficClass, config: ServingConfig, rate:
         print(f"the rate could not be kept for next time: {error}", file=sys.stderr)
 
 
-def find_largest_rate(group: TrafficClass, config: ServingConfig) -> float:
+def find_largest_rate(group: AnyTraffic, config: ServingConfig) -> float:
     """Requests per second that a class may offer; ValueError when even a trickle misses its SLOs."""
 
     def episodes(rate_per_s: float) -> list[Episode]:

@@ -14,10 +14,11 @@ import numpy as np
 from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.compose import compose_generated
+from hbmgym.envs.traces.distributions import GeometricTurns, LogNormal, Mixture
 from hbmgym.envs.traces.episode import Episode
-from hbmgym.envs.traces.generators import LogNormal, SessionClass
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import generate_class
+from hbmgym.envs.traces.session_class import SessionClass
 from hbmgym.envs.workload import TraceWorkload, open_workloads
 
 Figures = dict[str, float]
@@ -26,7 +27,8 @@ Figures = dict[str, float]
 def _session_class(name: str, first: int, text: int, output: int, turns: float, gap_s: float) -> SessionClass:
     """Sessions whose lengths in tokens are always the same; only their turns and the times between them vary."""
     always = [LogNormal(math.log(tokens), 0.0) for tokens in (first, text, output)]
-    return SessionClass(name, always[0], ((1.0, always[1]),), always[2], LogNormal(gap_s, 0.5), turns, int(2 * turns))
+    added = Mixture(((1.0, always[1]),))
+    return SessionClass(name, always[0], added, always[2], LogNormal(gap_s, 0.5), GeometricTurns(turns, int(2 * turns)))
 
 
 CHAT, CHAT_RATE = _session_class("bench-chat", 4300, 100, 200, 4.0, 1.5), 6.0

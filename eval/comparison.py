@@ -130,7 +130,7 @@ def _oracle_rollouts(runner: Runner, workload: int, rollouts: list[Rollout], see
     name = runner.bench.workloads[workload].name
     # A recorded trace may bear the name of a scenario, but has no marked phases.
     generated = isinstance(runner.bench.workloads[workload], ScenarioWorkload)
-    if not generated or SCENARIOS[name].phase_s is None:
+    if not generated or not SCENARIOS[name].has_phases:
         return []
     layout = make_layout(runner.bench.config)
     known = WorkloadResult(name, 0.0, [rollout.cell for rollout in rollouts if rollout.cell["trace"] == name])

@@ -48,7 +48,7 @@ def _draw(path: Path, workload: str, seed: int, rollouts: list[Rollout]) -> None
 
 def _shade_phases(workload: str, seed: int, end_s: float, shares: Axes, queue: Axes) -> None:
     scenario = SCENARIOS.get(workload)
-    if scenario is None or scenario.phase_s is None:
+    if scenario is None or not scenario.has_phases:
         return
     for begin_s, stop_s, group in phase_schedule(workload, seed, end_s):
         if group == 1:

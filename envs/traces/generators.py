@@ -1,148 +1,118 @@
-"""Multi-turn sessions drawn from a class description, all turns of all sessions at once."""
+"""From the turns that classes of traffic draw to one Trace, merged by arrival, ids coded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from hbmgym.envs.traces.service import unloaded_service_s
 from hbmgym.envs.traces.trace import Trace, TraceError
 
 BLOCK_TOKENS = 64
+NO_ROW = -1
 
 
 @dataclass(frozen=True)
-class LogNormal:
-    """exp(N(mu, sigma)), at most `clip`."""
-
-    mu: float
-    sigma: float
-    clip: float = float("inf")
-
-    def draw(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """float64, shape (size,)."""
-        return np.minimum(np.exp(self.mu + self.sigma * rng.standard_normal(size)), self.clip)
-
-
-@dataclass(frozen=True)
-class SessionClass:
-    """How the sessions of one kind of user look. Lengths in tokens, gaps in seconds."""
-
-    name: str
-    first_prompt: LogNormal
-    later_text: tuple[tuple[float, LogNormal], ...]
-    """What the user adds in a later turn: (weight, distribution), weights summing to 1."""
-    output: LogNormal
-    gap_s: LogNormal
-    """Idle time between a turn's end and the next turn."""
-    geometric_turns: float
-    """Mean of the geometric distribution of turns before it is capped."""
-    max_turns: int
-    system_tokens: int = 0
-    """Leading tokens that every session of the class shares, on top of the first prompt."""
-
-    @property
-    def mean_turns(self) -> float:
-        """Mean of min(geometric, max_turns)."""
-        stay = 1.0 - 1.0 / self.geometric_turns
-        return (1.0 - stay**self.max_turns) / (1.0 - stay)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Turns of one class, session by session; `ids` counts from 0 within the class, the shared prefix first."""
+class Rows:
+    """Requests of one class, those of a session together and in order. Arrays of shape (n,)."""
 
     arrival_s: np.ndarray
     input_tokens: np.ndarray
     output_tokens: np.ndarray
     gap_s: np.ndarray
+    """Idle seconds since the row's parent ended, NaN without one."""
     session: np.ndarray
+    """Counts from 0 within the class."""
     turn: np.ndarray
-    first_id: np.ndarray
-    """Id that the session's block 0 would have if it were not shared."""
-    shared_blocks: int
-    id_count: int
+    parent: np.ndarray
+    """The row that it follows, NO_ROW for a first turn."""
+    source: np.ndarray
+    """An earlier row whose leading blocks it repeats, NO_ROW: those that all sessions of the class share."""
+    repeated: np.ndarray
+    """So many blocks; all that follow are new."""
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+
+class TrafficClass(Protocol):
+    """How the requests of one kind of user look."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the classes of a scenario."""
+        ...
+
+    @property
+    def mean_requests(self) -> float:
+        """Requests per start."""
+        ...
+
+    @property
+    def lead_s(self) -> float:
+        """Seconds before time 0 in which starts are drawn too, so that traffic is in full swing at 0."""
+        ...
+
+    def draw(self, starts_s: np.ndarray, rng: np.random.Generator, span_s: float, block_size: int) -> Rows:
+        """The rows that arrive in [0, span_s) of what starts at the given times."""
+        ...
 
 
 def sessions(
-    plan: Sequence[tuple[SessionClass, np.ndarray]],
+    plan: Sequence[tuple[TrafficClass, np.ndarray]],
     rng: np.random.Generator,
     *,
     name: str,
     span_s: float,
     block_size: int = BLOCK_TOKENS,
 ) -> Trace:
-    """The turns that arrive before `span_s` of sessions that start at the given times (seconds >= 0), class by class.
+    """The rows that arrive in [0, span_s) of what starts at the given times, class by class.
 
-    A turn's prompt is the previous prompt and output and the new text; it arrives one unloaded service time and one
-    gap after the previous turn. Raises `TraceError` when no turn arrives.
+    Raises `TraceError` when no row arrives.
     """
-    drawn = [_draw(group, np.asarray(starts_s, np.float64), rng, span_s, block_size) for group, starts_s in plan]
-    if not sum(len(rows.arrival_s) for rows in drawn):
+    drawn = [group.draw(np.asarray(starts_s, np.float64), rng, span_s, block_size) for group, starts_s in plan]
+    if not sum(map(len, drawn)):
         raise TraceError(f"{name}: 0 rows arrive within {span_s:g} s, expected at least 1 (higher rates or load)")
     return _trace(drawn, name, span_s, block_size)
 
 
-def _draw(group: SessionClass, starts_s: np.ndarray, rng: np.random.Generator, span_s: float, block_size: int) -> _Rows:
-    turns = np.minimum(rng.geometric(1.0 / group.geometric_turns, len(starts_s)), group.max_turns)
-    first = np.cumsum(turns) - turns
-    session = np.repeat(np.arange(len(starts_s)), turns)
-    turn = np.arange(len(session)) - first[session]
-    output = _tokens(group.output.draw(rng, len(session)))
-    text = _tokens(_mixture(group.later_text, rng, len(session)))
-    text[first] = _tokens(group.first_prompt.draw(rng, len(starts_s))) + group.system_tokens
-    gap_s = group.gap_s.draw(rng, len(session))
-    added = text + np.where(turn > 0, _previous(output), 0)
-    wait_s = np.where(turn > 0, _previous(unloaded_service_s(output)) + gap_s, starts_s[session])
-    input_tokens = _running_sum(added, first, session)
-    arrival_s = _running_sum(wait_s, first, session)
-    blocks = np.maximum.reduceat(input_tokens, first) // block_size if len(first) else np.zeros(0, np.int64)
-    shared = group.system_tokens // block_size
-    own = blocks - shared
-    begin = shared + np.cumsum(own) - own
-    kept = arrival_s < span_s
-    return _Rows(
-        arrival_s=arrival_s[kept],
-        input_tokens=input_tokens[kept],
-        output_tokens=output[kept],
-        gap_s=np.where(turn > 0, gap_s, np.nan)[kept],
-        session=session[kept],
-        turn=turn[kept],
-        first_id=(begin - shared)[session[kept]],
-        shared_blocks=shared,
-        id_count=shared + int(own.sum()),
-    )
-
-
-def _trace(drawn: list[_Rows], name: str, span_s: float, block_size: int) -> Trace:
+def _trace(drawn: list[Rows], name: str, span_s: float, block_size: int) -> Trace:
     """Merge the classes by arrival and code their ids."""
+    sizes = np.cumsum([0, *map(len, drawn)])
+    session_base = np.cumsum([0, *(int(rows.session.max(initial=-1)) + 1 for rows in drawn)])
     arrival_s = np.concatenate([rows.arrival_s for rows in drawn])
     order = np.argsort(arrival_s, kind="stable")
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    turn = np.concatenate([rows.turn for rows in drawn])
-    parent = np.where(turn > 0, place[np.arange(len(order)) - 1], -1)
+
+    def merged(column: str, dtype: type) -> np.ndarray:
+        return np.concatenate([getattr(rows, column) for rows in drawn])[order].astype(dtype)
+
+    def renumbered(column: str) -> np.ndarray:
+        """Row numbers of a class become those of the trace."""
+        parts = [(getattr(rows, column), base) for rows, base in zip(drawn, sizes[:-1].tolist(), strict=True)]
+        rows = np.concatenate([np.where(own >= 0, own + base, NO_ROW) for own, base in parts])
+        return np.where(rows >= 0, place[rows], NO_ROW)[order].astype(np.int32)
+
+    session = np.concatenate([rows.session + base for rows, base in zip(drawn, session_base[:-1], strict=True)])
     counts, r_start, r_len = _runs(drawn, block_size)
     run_order, r_off = _reorder(counts, order)
-    session_base = np.cumsum([0, *(int(rows.session.max(initial=-1)) + 1 for rows in drawn)])
-    session = np.concatenate([rows.session + base for rows, base in zip(drawn, session_base[:-1], strict=True)])
-    input_tokens = np.concatenate([rows.input_tokens for rows in drawn])
-    lcp = np.where(turn > 0, _previous(input_tokens) // block_size, 0)
+    source = renumbered("source")
     return Trace(
         name=name,
         trace_kind="generated",
         block_size=block_size,
         arrival_s=arrival_s[order],
-        input_tokens=input_tokens[order].astype(np.int32),
-        output_tokens=np.concatenate([rows.output_tokens for rows in drawn])[order].astype(np.int32),
+        input_tokens=merged("input_tokens", np.int32),
+        output_tokens=merged("output_tokens", np.int32),
         session_id=session[order].astype(np.int32),
-        turn=turn[order].astype(np.int32),
-        parent=parent[order].astype(np.int32),
-        gap_s=np.concatenate([rows.gap_s for rows in drawn])[order].astype(np.float32),
+        turn=merged("turn", np.int32),
+        parent=renumbered("parent"),
+        gap_s=merged("gap_s", np.float32),
         service_s=np.full(len(order), np.nan, np.float32),
         kind=np.zeros(len(order), np.uint8),
-        h_ref=parent[order].astype(np.int32),
-        h_lcp=lcp[order].astype(np.int32),
+        h_ref=source,
+        h_lcp=np.where(source >= 0, merged("repeated", np.int32), 0).astype(np.int32),
         r_off=r_off,
         r_start=r_start[run_order],
         r_len=r_len[run_order].astype(np.int32),
@@ -150,16 +120,17 @@ def _trace(drawn: list[_Rows], name: str, span_s: float, block_size: int) -> Tra
     )
 
 
-def _runs(drawn: list[_Rows], block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Runs per row, and all runs in the order of rows: a first turn adds the shared prefix and its own blocks."""
+def _runs(drawn: list[Rows], block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs per row, and all runs in the order of rows: first what its class shares, where it does, then new blocks."""
     starts, lengths, base = [], [], 0
     for rows in drawn:
-        blocks = rows.input_tokens // block_size
-        before = np.where(rows.turn > 0, _previous(blocks), rows.shared_blocks)
-        prefix = np.where(rows.turn > 0, 0, rows.shared_blocks)
-        starts.append(np.stack((np.full(len(blocks), base), base + rows.first_id + before), axis=1))
-        lengths.append(np.stack((prefix, blocks - before), axis=1))
-        base += rows.id_count
+        new = rows.input_tokens // block_size - rows.repeated
+        shared = np.where(rows.source == NO_ROW, rows.repeated, 0)
+        first_new = int(shared.max(initial=0))
+        begin = first_new + np.cumsum(new) - new
+        starts.append(np.stack((np.full(len(new), base), base + begin), axis=1))
+        lengths.append(np.stack((shared, new), axis=1))
+        base += first_new + int(new.sum())
     start, length = np.concatenate(starts), np.concatenate(lengths)
     used = length > 0
     return used.sum(axis=1), start[used], length[used]
@@ -171,25 +142,3 @@ def _reorder(counts: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndar
     moved = counts[order]
     offsets = np.concatenate(([0], np.cumsum(moved)))
     return np.arange(offsets[-1]) + np.repeat(begin[order] - offsets[:-1], moved), offsets.astype(np.int64)
-
-
-def _mixture(parts: tuple[tuple[float, LogNormal], ...], rng: np.random.Generator, size: int) -> np.ndarray:
-    edges = np.cumsum([weight for weight, _ in parts])
-    choice = np.searchsorted(edges[:-1], rng.random(size), side="right")
-    mu, sigma, clip = (np.array([getattr(part, key) for _, part in parts])[choice] for key in ("mu", "sigma", "clip"))
-    return np.asarray(np.minimum(np.exp(mu + sigma * rng.standard_normal(size)), clip))
-
-
-def _tokens(values: np.ndarray) -> np.ndarray:
-    return np.asarray(np.maximum(1, np.rint(values)), np.int64)
-
-
-def _previous(values: np.ndarray) -> np.ndarray:
-    """The value of the row before; row 0 gets a value that nobody uses."""
-    return np.roll(values, 1)
-
-
-def _running_sum(values: np.ndarray, first: np.ndarray, session: np.ndarray) -> np.ndarray:
-    """Cumulative sum that starts anew at each session's first row."""
-    total = np.cumsum(values)
-    return np.asarray(total - (total[first] - values[first])[session])

@@ -7,45 +7,55 @@ from zlib import crc32
 
 import numpy as np
 
+from hbmgym.envs.traces import classes
+from hbmgym.envs.traces.arrivals import Bursts, Diurnal, MixBursts, Pattern, Phases, Piece, Steady, Trend, draw_starts_s
 from hbmgym.envs.traces.avmp_traffic import PAPER_SCENARIOS, PaperTraffic
-from hbmgym.envs.traces.generators import LogNormal, SessionClass, sessions
+from hbmgym.envs.traces.generators import TrafficClass, sessions
 from hbmgym.envs.traces.seeds import part_of_seed
 from hbmgym.envs.traces.trace import Trace, TraceError
 
-# Chat wants slots: many sessions with little text, whose next turn comes soon. Documents want KV: few sessions, each
-# as long as a small book. Sessions are short against a phase, so that a phase's demand is its own.
-CHAT = SessionClass(
-    name="chat",
-    first_prompt=LogNormal(7.2, 0.6, 4096),
-    later_text=((0.7, LogNormal(3.06, 1.06)), (0.3, LogNormal(5.0, 1.0))),
-    output=LogNormal(3.4, 0.6, 1024),
-    gap_s=LogNormal(2.7, 0.8),
-    geometric_turns=4.0,
-    max_turns=20,
-)
-DOCUMENT = SessionClass(
-    name="document",
-    first_prompt=LogNormal(11.0, 0.25, 131072),
-    later_text=((1.0, LogNormal(5.0, 0.8)),),
-    output=LogNormal(5.7, 0.5, 2048),
-    gap_s=LogNormal(2.0, 0.7),
-    geometric_turns=4.0,
-    max_turns=20,
-)
+STEADY = Steady()
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Classes that take turns; without `phase_s` all of them start sessions all the time."""
+    """Who arrives when."""
 
-    classes: tuple[SessionClass, ...]
-    phase_s: tuple[float, float] | None = None
-    """Length of a phase: U(low, high) seconds."""
+    classes: tuple[TrafficClass, ...]
+    pattern: Pattern = STEADY
+    load: float = 1.0
+    """Of the calibrated rates."""
 
+    @property
+    def has_phases(self) -> bool:
+        """Whether at every time one class alone arrives."""
+        return len(self.classes) > 1 and isinstance(self.pattern, (Phases, MixBursts))
+
+
+_SHIFT = (classes.CHAT, classes.BOOK)
+_AZURE_BURSTS = Bursts(low=1.02, high=8.77, burst_s=60.0, calm_s=240.0)
 
 SCENARIOS: Mapping[str, Scenario] = {
-    "mix-shift": Scenario((CHAT, DOCUMENT), phase_s=(240.0, 360.0)),
-    "steady-chat": Scenario((CHAT,)),
+    "mix-shift": Scenario(_SHIFT, Phases(240.0, 360.0)),
+    "mix-shift-60": Scenario(_SHIFT, Phases(48.0, 72.0)),
+    "mix-shift-900": Scenario(_SHIFT, Phases(720.0, 1080.0)),
+    "mix-burst": Scenario((classes.BOOK, classes.CHAT), MixBursts(30.0, 120.0, 180.0)),
+    "adversarial": Scenario(_SHIFT, Phases(10.0, 10.0)),  # two windows of 5 s: over when a controller has answered
+    "shift-agent": Scenario((classes.SHORT_CHAT, classes.AGENT), Phases(240.0, 360.0)),
+    "shift-documents": Scenario((classes.SHORT_CHAT, classes.DOCUMENTS), Phases(240.0, 360.0)),
+    "steady-chat": Scenario((classes.CHAT,)),
+    "steady-conversation": Scenario((classes.CONVERSATION,)),
+    "steady-assistant": Scenario((classes.ASSISTANT,)),
+    "steady-short-chat": Scenario((classes.SHORT_CHAT,)),
+    "steady-documents": Scenario((classes.DOCUMENTS,)),
+    "steady-agent": Scenario((classes.AGENT,)),
+    "steady-code": Scenario((classes.CODE,)),
+    "trend": Scenario((classes.ASSISTANT, classes.DOCUMENTS), Trend()),
+    "burst": Scenario((classes.CODE,), _AZURE_BURSTS),
+    "diurnal": Scenario((classes.CONVERSATION, classes.DOCUMENTS), Diurnal()),
+    "overload": Scenario((classes.CONVERSATION,), load=1.6),
+    "idle": Scenario((classes.CONVERSATION,), load=0.1),
+    "inelastic": Scenario((classes.CODE,), load=0.5),  # nothing to reuse, and room for all that runs
 }
 
 
@@ -67,16 +77,16 @@ def generate(
     span_s = warmup_s + measured_s
     _check_numbers(scenario, class_rates, load, warmup_s, measured_s)
     rng = np.random.default_rng([seed, crc32(name.encode())])
-    phases = _phases(scenario, rng, span_s)
+    pieces = _pieces(scenario, rng, span_s)
     plan = []
     for index, group in enumerate(scenario.classes):
-        rate_per_s = class_rates[group.name] * load / group.mean_turns
-        plan.append((group, _starts_s(phases[index], rate_per_s, rng)))
+        rate_per_s = class_rates[group.name] * load * scenario.load / group.mean_requests
+        plan.append((group, draw_starts_s(pieces[index], rate_per_s, rng)))
     return sessions(plan, rng, name=name, span_s=span_s)
 
 
 def generate_class(
-    group: SessionClass | PaperTraffic, seed: int, rate_per_s: float, warmup_s: float, measured_s: float
+    group: TrafficClass | PaperTraffic, seed: int, rate_per_s: float, warmup_s: float, measured_s: float
 ) -> Trace:
     """Trace of one class alone at a steady rate of requests per second, as `generate` makes it."""
     part_of_seed(seed)
@@ -84,15 +94,15 @@ def generate_class(
     if isinstance(group, PaperTraffic):
         return group.trace(seed, rate_per_s, span_s)
     rng = np.random.default_rng([seed, crc32(group.name.encode())])
-    starts_s = _starts_s([(0.0, span_s)], rate_per_s / group.mean_turns, rng)
+    starts_s = draw_starts_s([(-group.lead_s, span_s, 1.0)], rate_per_s / group.mean_requests, rng)
     return sessions([(group, starts_s)], rng, name=group.name, span_s=span_s)
 
 
 def phase_schedule(name: str, seed: int, span_s: float) -> list[tuple[float, float, int]]:
     """The phases of `generate(name, seed, ...)` in order of time: (begin, end, class); for oracles and plots only."""
     rng = np.random.default_rng([seed, crc32(name.encode())])
-    phases = _phases(find_scenario(name), rng, span_s)
-    return sorted((begin, end, index) for index, pieces in enumerate(phases) for begin, end in pieces)
+    pieces = _pieces(find_scenario(name), rng, span_s)
+    return sorted((max(begin, 0.0), end, index) for index, own in enumerate(pieces) for begin, end, _ in own if end > 0)
 
 
 def find_scenario(name: str) -> Scenario:
@@ -114,21 +124,6 @@ def _check_numbers(
             raise TraceError(f"{field} is {value!r}, expected a finite number {'>' if field in positive else '>='} 0")
 
 
-def _phases(scenario: Scenario, rng: np.random.Generator, span_s: float) -> list[list[tuple[float, float]]]:
-    """For each class the times in which its sessions start."""
-    count = len(scenario.classes)
-    phases: list[list[tuple[float, float]]] = [[] for _ in range(count)]
-    if scenario.phase_s is None:
-        return [[(0.0, span_s)] for _ in range(count)]
-    begin_s, turn = 0.0, int(rng.integers(count))
-    while begin_s < span_s:
-        end_s = begin_s + rng.uniform(*scenario.phase_s)
-        phases[turn % count].append((begin_s, min(end_s, span_s)))
-        begin_s, turn = end_s, turn + 1
-    return phases
-
-
-def _starts_s(phases: list[tuple[float, float]], rate_per_s: float, rng: np.random.Generator) -> np.ndarray:
-    """Sorted arrivals of a Poisson process that runs during `phases` only."""
-    pieces = [np.sort(rng.uniform(begin, end, rng.poisson(rate_per_s * (end - begin)))) for begin, end in phases]
-    return np.concatenate([np.zeros(0), *pieces])
+def _pieces(scenario: Scenario, rng: np.random.Generator, span_s: float) -> list[list[Piece]]:
+    lead_s = max(group.lead_s for group in scenario.classes)
+    return scenario.pattern.pieces(len(scenario.classes), rng, -lead_s, span_s)

@@ -20,10 +20,12 @@ from hbmgym.envs.calibration import (
 )
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
+from hbmgym.envs.traces.classes import BOOK, CHAT
 from hbmgym.envs.traces.compose import compose_generated
-from hbmgym.envs.traces.generators import LogNormal, SessionClass
+from hbmgym.envs.traces.distributions import GeometricTurns, LogNormal, Mixture
 from hbmgym.envs.traces.load import load_trace
-from hbmgym.envs.traces.scenarios import CHAT, DOCUMENT, generate_class
+from hbmgym.envs.traces.scenarios import generate_class
+from hbmgym.envs.traces.session_class import SessionClass
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.rollout import run_episode
 
@@ -33,11 +35,10 @@ CONFIG = ServingConfig(model="qwen3.5-4b", hbm_gib=0.4)
 BRIEF = SessionClass(
     name="brief",
     first_prompt=LogNormal(np.log(6000.0), 0.2),
-    later_text=((1.0, LogNormal(4.0, 0.5)),),
+    later_text=Mixture(((1.0, LogNormal(4.0, 0.5)),)),
     output=LogNormal(np.log(100.0), 0.2),
     gap_s=LogNormal(1.0, 0.5),
-    geometric_turns=2.0,
-    max_turns=4,
+    turns=GeometricTurns(2.0, 4),
 )
 
 
@@ -54,12 +55,12 @@ def test_another_configuration_has_another_key(change):
 
 
 def test_another_class_has_another_key():
-    longer = dataclasses.replace(BRIEF, geometric_turns=3.0)
+    longer = dataclasses.replace(BRIEF, turns=GeometricTurns(3.0, 4))
     assert calibration_key(BRIEF, CONFIG) != calibration_key(longer, CONFIG)
 
 
 def test_window_and_split_at_start_do_not_change_the_rates(shipped):
-    for group, rate in ((CHAT, 3.0), (DOCUMENT, 0.5)):
+    for group, rate in ((CHAT, 3.0), (BOOK, 0.5)):
         remember_rate(shipped, group, CONFIG, rate)
     for change in ({"window_s": 1.0}, {"initial_kv_share": 0.9}):
         rates = class_rates("mix-shift", dataclasses.replace(CONFIG, **change))
@@ -68,7 +69,7 @@ def test_window_and_split_at_start_do_not_change_the_rates(shipped):
 
 def test_a_table_keeps_what_it_has(shipped):
     remember_rate(shipped, CHAT, CONFIG, 3.0)
-    remember_rate(shipped, DOCUMENT, CONFIG, 0.5)
+    remember_rate(shipped, BOOK, CONFIG, 0.5)
     remember_rate(shipped, CHAT, CONFIG, 4.0)
     rows = json.loads(shipped.read_text()).values()
     assert sorted((row["class"], row["model"], row["requests_per_s"]) for row in rows) == [

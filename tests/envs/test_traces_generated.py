@@ -5,11 +5,14 @@ import time
 import numpy as np
 import pytest
 
+from hbmgym.envs.traces.classes import BOOK, CHAT
 from hbmgym.envs.traces.compose import compose, compose_generated
-from hbmgym.envs.traces.generators import LogNormal, SessionClass, sessions
+from hbmgym.envs.traces.distributions import GeometricTurns, LogNormal, Mixture
+from hbmgym.envs.traces.generators import sessions
 from hbmgym.envs.traces.pages import output_id_fraction
-from hbmgym.envs.traces.scenarios import CHAT, DOCUMENT, generate
+from hbmgym.envs.traces.scenarios import generate
 from hbmgym.envs.traces.seeds import SeedError
+from hbmgym.envs.traces.session_class import SessionClass
 from hbmgym.envs.traces.trace import ROW_COLUMNS, TraceError
 from hbmgym.envs.traces.validate import build_trace
 
@@ -19,7 +22,9 @@ ID_NAMES = ("h_ref", "h_lcp", "r_off", "r_start", "r_len")
 
 def small_class(**more):
     tokens = LogNormal(4.0, 0.5, 500)
-    return SessionClass("small", tokens, ((1.0, tokens),), tokens, LogNormal(1.0, 0.5), 3.0, 6, **more)
+    return SessionClass(
+        "small", tokens, Mixture(((1.0, tokens),)), tokens, LogNormal(1.0, 0.5), GeometricTurns(3.0, 6), **more
+    )
 
 
 @pytest.mark.parametrize("name", list(RATES))
@@ -102,9 +107,9 @@ def test_mix_shift_alternates_its_classes_in_phases():
 
 
 def test_mean_turns_accounts_for_the_cap():
-    turns = np.minimum(np.random.default_rng(0).geometric(1 / DOCUMENT.geometric_turns, 400_000), DOCUMENT.max_turns)
-    assert DOCUMENT.mean_turns == pytest.approx(turns.mean(), rel=0.01)
-    assert CHAT.mean_turns < CHAT.geometric_turns
+    turns = BOOK.turns.draw(np.random.default_rng(0), 400_000)
+    assert BOOK.mean_requests == pytest.approx(turns.mean(), rel=0.01)
+    assert CHAT.mean_requests < CHAT.turns.uncapped
 
 
 @pytest.mark.parametrize(
