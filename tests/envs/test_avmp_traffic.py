@@ -94,7 +94,7 @@ def test_scenarios_are_found_by_name(lengths):
         ("avmp-sharegpt-replay", "give avmp-sharegpt-replay:FILE"),
         ("avmp-sharegpt-replay:nowhere.json", "nowhere.json: cannot be read"),
         ("avmp-mixed-long:lengths.json", "avmp-mixed-long reads no file"),
-        ("avmp-rush-hour", "steady-chat, avmp-uniform-short"),
+        ("avmp-rush-hour", "inelastic, avmp-uniform-short"),
     ],
 )
 def test_what_is_no_scenario_is_refused(scenario, named):
