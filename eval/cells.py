@@ -20,7 +20,7 @@ from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.envs.workload import Workload
 from hbmgym.eval.load import rho
-from hbmgym.eval.oracle import PhaseOracle
+from hbmgym.eval.oracle import phase_oracle
 from hbmgym.eval.rollout import Cell, Rollout, run_episode
 from hbmgym.files import write_atomically
 
@@ -67,8 +67,7 @@ def _run_task(task: Task) -> Rollout:
     assert isinstance(bench, Bench) and isinstance(core, Core)
     episode = bench.workloads[task.workload].episode(bench.part, task.seed)
     if task.phase_shares:
-        oracle = PhaseOracle(episode.name, task.phase_shares, episode.horizon_s)
-        oracle.see(task.seed)
+        oracle = phase_oracle(episode.name, task.phase_shares, task.seed, episode.horizon_s)
         return run_episode(oracle, core, episode)
     return run_episode(make_controller(task.controller), core, episode)
 

@@ -31,6 +31,11 @@ def slo_ratio(rows: np.ndarray, requests: np.ndarray, tpot_slo_s: float) -> np.n
     return np.where(requests["status"] == FINISHED, ratio, np.inf)
 
 
+def request_costs(rows: np.ndarray, requests: np.ndarray, tpot_slo_s: float) -> np.ndarray:
+    """min(SLO ratio, WORST_RATIO), shape (n,): an episode's cost is their mean over the measured rows."""
+    return np.minimum(slo_ratio(rows, requests, tpot_slo_s), WORST_RATIO)
+
+
 def episode_metrics(episode: Episode, requests: np.ndarray, tpot_slo_s: float) -> dict[str, float]:
     """The metrics of one episode that has run to its end, as plain numbers."""
     measured = episode.rows["measured"] == 1
@@ -54,5 +59,5 @@ def episode_metrics(episode: Episode, requests: np.ndarray, tpot_slo_s: float) -
         "preemptions": int(requests["preemptions"].sum()),
         "oom_requests": int(starved.sum()),
         "rejected": int((requests["status"] == REJECTED).sum()),
-        "cost": float(np.minimum(ratio, WORST_RATIO).mean()),
+        "cost": float(request_costs(rows, requests, tpot_slo_s).mean()),
     }

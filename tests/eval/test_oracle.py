@@ -3,11 +3,21 @@
 import itertools
 
 import numpy as np
+import pytest
 
 from hbmgym.controllers.base import TELEMETRY
+from hbmgym.controllers.static import StaticController
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.scenarios import phase_schedule
-from hbmgym.eval.oracle import PhaseOracle, coordinate_descent
+from hbmgym.eval.oracle import (
+    ScheduleOracle,
+    arrival_costs,
+    best_replay,
+    cheapest_path,
+    coordinate_descent,
+    dynamic_candidates,
+    phase_oracle,
+)
 from hbmgym.eval.rollout import run_episode
 
 from .traffic import CONFIG, MIX
@@ -37,8 +47,8 @@ def test_coordinate_descent_stops_when_a_round_brings_nothing():
 
 def test_the_phase_oracle_asks_for_the_share_of_the_class_that_fills_the_next_window():
     schedule = phase_schedule("mix-shift", 10_000, 1800.0)
-    oracle, shares = PhaseOracle("mix-shift", (0.2, 0.8), 1800.0), (0.2, 0.8)
-    oracle.see(10_000)
+    shares = (0.2, 0.8)
+    oracle = phase_oracle("mix-shift", shares, 10_000, 1800.0)
     oracle.reset(Core(CONFIG).setup)
     telemetry = np.zeros(1, TELEMETRY).view(np.recarray)[0]
     for begin_s, end_s, group in schedule:
@@ -46,13 +56,73 @@ def test_the_phase_oracle_asks_for_the_share_of_the_class_that_fills_the_next_wi
             telemetry.time_s = time_s
             assert oracle.act(telemetry).kv_share == shares[group]
     telemetry.time_s = 5000.0
-    assert oracle.act(telemetry).kv_share is None
+    assert oracle.act(telemetry).kv_share == shares[schedule[-1][2]]
 
 
 def test_the_phase_oracle_moves_at_phase_edges_only():
     episode = MIX.episode("validation", 10_000)
-    oracle = PhaseOracle("mix-shift", (0.2, 0.8), episode.horizon_s)
-    oracle.see(10_000)
+    oracle = phase_oracle("mix-shift", (0.2, 0.8), 10_000, episode.horizon_s)
     requested = run_episode(oracle, Core(CONFIG), episode).history["kv_share_requested"]
     changes = sum(a != b for a, b in itertools.pairwise(requested))
     assert changes == len(phase_schedule("mix-shift", 10_000, episode.horizon_s)) - 1
+
+
+def test_the_cheapest_path_is_that_of_brute_force():
+    rng = np.random.default_rng(0)
+    for segments, choices in ((1, 3), (2, 4), (5, 3), (6, 2)):
+        for price in (0.0, 0.2, 5.0):
+            costs = rng.random((segments, choices))
+            places = rng.random(choices)
+            move = price * np.abs(np.subtract.outer(places, places))
+
+            def total(path, costs=costs, move=move):
+                stays = sum(costs[w, choice] for w, choice in enumerate(path))
+                return stays + sum(move[a, b] for a, b in itertools.pairwise(path))
+
+            path, least = cheapest_path(costs, move)
+            assert least == pytest.approx(min(map(total, itertools.product(range(choices), repeat=segments))))
+            assert total(path) == pytest.approx(least)
+
+
+def test_a_path_that_pays_dearly_for_moving_never_moves():
+    costs = np.array([[1.0, 0.0], [0.0, 1.1], [0.0, 1.0]])
+    assert cheapest_path(costs, np.array([[0.0, 9.0], [9.0, 0.0]]))[0] == [0, 0, 0]
+    assert cheapest_path(costs, np.zeros((2, 2)))[0] == [1, 0, 0]
+
+
+def test_the_costs_of_arrivals_sum_to_the_cost_of_the_episode():
+    episode, core = MIX.episode("validation", 10_000), Core(CONFIG)
+    cell = run_episode(StaticController(0.5), core, episode).cell
+    assert arrival_costs(core, episode).sum() == pytest.approx(cell["cost"])
+
+
+def test_the_dynamic_oracle_holds_one_share_where_one_is_best_everywhere():
+    episode = MIX.episode("validation", 10_000)
+    costs = np.array([np.full(len(episode.rows), 0.1), np.full(len(episode.rows), 0.2)])
+    (only,) = dynamic_candidates(episode, [0.3, 0.6], costs)
+    core = Core(CONFIG)
+    only.reset(core.setup)
+    assert only.act(core.reset(episode)).kv_share == 0.3
+
+
+def test_the_best_replay_is_the_cheapest_candidate():
+    episode, core, shares = MIX.episode("validation", 10_000), Core(CONFIG), [0.2, 0.5, 0.8]
+    costs = []
+    for share in shares:
+        run_episode(StaticController(share), core, episode)
+        costs.append(arrival_costs(core, episode))
+    found = best_replay(core, episode, shares, np.array(costs)).cell["cost"]
+    replays = [run_episode(o, core, episode).cell["cost"] for o in dynamic_candidates(episode, shares, np.array(costs))]
+    assert len(replays) > 1
+    assert found == min(replays)
+
+
+def test_a_schedule_changes_its_share_when_most_of_the_next_window_belongs_to_it():
+    oracle = ScheduleOracle("by hand", [0.0, 103.0], [0.3, 0.6])
+    oracle.reset(Core(CONFIG).setup)
+    telemetry = np.zeros(1, TELEMETRY).view(np.recarray)[0]
+    asked = {}
+    for time_s in (0.0, 95.0, 100.0, 105.0):
+        telemetry.time_s = time_s
+        asked[time_s] = oracle.act(telemetry).kv_share
+    assert asked == {0.0: 0.3, 95.0: 0.3, 100.0: 0.3, 105.0: 0.6}
