@@ -1,0 +1,54 @@
+"""One episode of one case: every static split, SGLang's default, the dynamic oracle, and a bound out of reach."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from hbmgym.controllers.base import Controller
+from hbmgym.controllers.registry import make_controller
+from hbmgym.controllers.static import StaticController
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import Core
+from hbmgym.envs.traces.episode import Episode
+from hbmgym.eval.comparison import static_shares
+from hbmgym.eval.oracle import arrival_costs, best_replay
+from hbmgym.eval.rollout import Rollout, run_episode
+
+DEFAULT = "sglang-0.9"
+FIGURES = ("cost", "ttft_mean_s", "ttft_p99_s", "slo_violation_rate", "hit_rate", "bytes_migrated", "kv_share_mean")
+Figures = dict[str, float]
+
+
+def measure(config: ServingConfig, episode: Episode) -> dict[str, Any]:
+    """Figures of each static share (`statics`), of the `default`, of `dynamic` and of `unreachable`."""
+    core = Core(config)
+    shares = static_shares(core.layout)
+    statics, costs = [], []
+    for share in shares:
+        statics.append({"share": share, **_figures(run_episode(StaticController(share), core, episode))})
+        costs.append(arrival_costs(core, episode))
+    return {
+        "seed": episode.seed,
+        "requests": int((episode.rows["measured"] == 1).sum()),
+        "statics": statics,
+        "default": _run(make_controller(DEFAULT), core, episode),
+        "dynamic": _figures(best_replay(core, episode, shares, np.array(costs))),
+        "unreachable": _run(StaticController(0.5), both_pools_full(config), episode),
+    }
+
+
+def both_pools_full(config: ServingConfig) -> Core:
+    """A core whose pools at kv_share .5 have as many bytes each as the whole budget: a bound that no split reaches."""
+    core = Core(config)
+    core.layout = dataclasses.replace(core.layout, budget_bytes=2 * core.layout.budget_bytes)
+    core.setup = dataclasses.replace(core.setup, layout=core.layout, kv_share_bounds=core.layout.share_bounds)
+    return core
+
+
+def _run(controller: Controller, core: Core, episode: Episode) -> Figures:
+    return _figures(run_episode(controller, core, episode))
+
+
+def _figures(rollout: Rollout) -> Figures:
+    return {name: float(rollout.cell[name]) for name in FIGURES}

@@ -1,0 +1,112 @@
+"""What the episodes of a case say together: the best static split, the cliff beside it, the room above it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from hbmgym.eval.intervals import relative_difference
+
+ROOM = 0.15
+"""Room worth having: so much of p99 TTFT or violations."""
+CLIFF = 2.0
+"""A cliff: the default's p99 TTFT over the best static's."""
+OFFSETS = (-0.2, -0.1, 0.1, 0.2)
+ROOM_FIGURES = ("cost", "ttft_mean_s", "ttft_p99_s", "slo_violation_rate")
+Interval = tuple[float, float, float]
+"""Value, and the bounds of its 95 % interval over episodes."""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """All episodes of a case."""
+
+    name: str
+    platform: str
+    rho: float
+    episodes: Sequence[dict[str, Any]]
+
+    @cached_property
+    def shares(self) -> list[float]:
+        return [static["share"] for static in self.episodes[0]["statics"]]
+
+    @cached_property
+    def static_costs(self) -> np.ndarray:
+        """float64 (shares,): mean cost over the episodes."""
+        costs = [[static["cost"] for static in episode["statics"]] for episode in self.episodes]
+        return np.asarray(np.mean(costs, axis=0))
+
+    @cached_property
+    def best(self) -> int:
+        """Place of the one static share with the least mean cost."""
+        return int(self.static_costs.argmin())
+
+    def of_static(self, place: int, figure: str) -> list[float]:
+        """One value per episode."""
+        return [episode["statics"][place][figure] for episode in self.episodes]
+
+    def of(self, who: str, figure: str) -> list[float]:
+        """One value per episode of default, dynamic or unreachable."""
+        return [episode[who][figure] for episode in self.episodes]
+
+    def wrong_by(self, offset: float) -> float | None:
+        """Cost at the best share plus `offset` over the best cost; None beyond the bounds of the budget."""
+        share = self.shares[self.best] + offset
+        if not self.shares[0] <= share <= self.shares[-1]:
+            return None
+        place = int(np.abs(np.array(self.shares) - share).argmin())
+        return float(self.static_costs[place] / self.static_costs[self.best])
+
+    def default_over_best(self, figure: str) -> Interval:
+        """Ratio of SGLang's default to the best static."""
+        value, low, high = relative_difference(self.of("default", figure), self.of_static(self.best, figure))
+        return 1.0 + value, 1.0 + low, 1.0 + high
+
+    def room(self, figure: str) -> Interval:
+        """1 - dynamic oracle / best static."""
+        value, low, high = relative_difference(self.of("dynamic", figure), self.of_static(self.best, figure))
+        return -value, -high, -low
+
+    @property
+    def has_cliff(self) -> bool:
+        """At rho < 1, the default is off by CLIFF in p99 TTFT, and its interval excludes equality."""
+        ratio, low, _ = self.default_over_best("ttft_p99_s")
+        return self.rho < 1.0 and ratio >= CLIFF and low > 1.0
+
+    @property
+    def has_room(self) -> bool:
+        """At rho < 1, ROOM in p99 TTFT or violations, with an interval above 0."""
+        rooms = [self.room(figure) for figure in ("ttft_p99_s", "slo_violation_rate")]
+        return self.rho < 1.0 and any(value >= ROOM and low > 0.0 for value, low, _ in rooms)
+
+    @property
+    def verdict(self) -> str:
+        """cliff, room, cliff and room, none, or overloaded."""
+        if self.rho >= 1.0:
+            return "overloaded"
+        found = [word for word, holds in (("cliff", self.has_cliff), ("room", self.has_room)) if holds]
+        return " and ".join(found) or "none"
+
+    def as_json(self) -> dict[str, Any]:
+        """What is kept of a case."""
+        return {
+            "case": self.name,
+            "platform": self.platform,
+            "rho": self.rho if np.isfinite(self.rho) else None,
+            "episodes": len(self.episodes),
+            "best_static_share": self.shares[self.best],
+            "best_static_cost": float(self.static_costs[self.best]),
+            "best_static_p99_s": float(np.mean(self.of_static(self.best, "ttft_p99_s"))),
+            "cost_when_wrong_by": {f"{offset:+.1f}": self.wrong_by(offset) for offset in OFFSETS},
+            "default_over_best": {figure: _known(self.default_over_best(figure)) for figure in ROOM_FIGURES},
+            "room": {figure: _known(self.room(figure)) for figure in ROOM_FIGURES},
+            "unreachable_cost": float(np.mean(self.of("unreachable", "cost"))),
+            "verdict": self.verdict,
+        }
+
+
+def _known(interval: Interval) -> list[float | None]:
+    """JSON knows no infinity: what is compared with 0 has no ratio."""
+    return [value if np.isfinite(value) else None for value in interval]

@@ -1,0 +1,178 @@
+"""The opportunity map: where a wrong split hurts, and where moving it could pay. `python eval/opportunity.py --help`.
+
+Every scenario on every platform: the best static split in hindsight, what being wrong by .1 and .2 costs, SGLang's
+default against the best, and the replayed dynamic oracle against the best. Loads are the calibrated ones.
+"""
+
+import sys
+
+try:
+    from hbmgym.cli import option, parse_options, user_errors
+except ModuleNotFoundError as error:
+    print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from hbmgym.envs.serving.core import make_layout, setup_hash
+from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
+from hbmgym.envs.traces.seeds import seeds_for
+from hbmgym.eval.cells import write_json
+from hbmgym.eval.comparison import RHO_SHARES
+from hbmgym.eval.load import rho
+from hbmgym.eval.opportunities.cases import PLATFORMS, Case, cases
+from hbmgym.eval.opportunities.figure import draw_map
+from hbmgym.eval.opportunities.measure import measure
+from hbmgym.eval.opportunities.verdict import OFFSETS, CaseResult, Interval
+from hbmgym.eval.table import UNBOUNDED_WIDTH
+
+
+@dataclass(frozen=True)
+class OpportunityOptions:
+    """What is mapped, on how many episodes, and where it is kept."""
+
+    scenario: tuple[str, ...] = option((), "scenario, repeatable (default: all, unless traces are given)")
+    trace: tuple[str, ...] = option((), "recorded trace, repeatable; its load is calibrated", metavar="PATH")
+    platform: tuple[str, ...] = option((), f"model@gpu, repeatable (default: {', '.join(p.name for p in PLATFORMS)})")
+    seeds: int = option(10, "validation episodes per case")
+    jobs: int = option(min(2, os.cpu_count() or 1), "processes")
+    out: str = option("runs/opportunity", "folder for map.json, map.png and finished episodes, which are not run again")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, then print, write and draw the map."""
+    options = parse_options(OpportunityOptions, (__doc__ or "").splitlines()[0], arguments)
+    with user_errors():
+        chosen = _calibrated(_cases(options))
+        folder = Path(options.out)
+        (folder / "episodes").mkdir(parents=True, exist_ok=True)
+    try:
+        results = _results(chosen, seeds_for("validation", options.seeds), folder, options.jobs)
+    except KeyboardInterrupt:
+        print(f"interrupted; finished episodes are in {folder} and will not be run again", file=sys.stderr)
+        raise SystemExit(130) from None
+    _print_map(results)
+    write_json(folder / "map.json", [result.as_json() for result in results])
+    draw_map(folder / "map.png", results)
+    print(f"map.json and map.png are in {folder}")
+
+
+def _cases(options: OpportunityOptions) -> list[Case]:
+    if options.seeds < 1 or options.jobs < 1:
+        raise ValueError(f"--seeds {options.seeds} and --jobs {options.jobs} must be at least 1")
+    for name in options.scenario:
+        find_scenario(name)
+    known = {platform.name: platform for platform in PLATFORMS}
+    if unknown := set(options.platform) - set(known):
+        raise ValueError(f"--platform {', '.join(sorted(unknown))}: expected one of {', '.join(known)}")
+    platforms = [known[name] for name in options.platform] or list(PLATFORMS)
+    scenarios = options.scenario or (() if options.trace else tuple(SCENARIOS))
+    return cases(scenarios, options.trace, platforms)
+
+
+def _calibrated(chosen: Sequence[Case]) -> list[Case]:
+    """Without those that no load can be found for, which leave a line."""
+    found = []
+    for case in chosen:
+        try:
+            found.append(case.calibrated())
+        except ValueError as reason:
+            print(f"{case.name} is left out: {reason}", file=sys.stderr)
+    return found
+
+
+def _results(chosen: Sequence[Case], seeds: Sequence[int], folder: Path, jobs: int) -> list[CaseResult]:
+    """In the order of the cases."""
+    questions = [(case, seed, _file(folder, case, seed)) for case in chosen for seed in seeds]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            answers = pool.map(_answer, questions)
+            found = list(tqdm(answers, total=len(questions), desc="episodes", disable=not sys.stderr.isatty()))
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+    results = []
+    for place, case in enumerate(chosen):
+        episodes = found[place * len(seeds) : (place + 1) * len(seeds)]
+        results.append(CaseResult(case.workload_name, case.platform.name, episodes[0]["rho"], episodes))
+    return results
+
+
+def _file(folder: Path, case: Case, seed: int) -> Path:
+    # Another setup is another episode, so it is measured again.
+    name = f"{case.workload_name}-{case.platform.name}-{case.load:.4g}-{setup_hash(case.platform.config)}-{seed}.json"
+    return folder / "episodes" / name
+
+
+def _answer(question: tuple[Case, int, Path]) -> dict[str, Any]:
+    """The figures of one episode: read if they are there, else measured and kept. The first one has the case's rho."""
+    case, seed, file = question
+    if file.exists():
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    episode = case.workload().episode("validation", seed)
+    config = case.platform.config
+    figures = measure(config, episode)
+    first = seed == seeds_for("validation", 1)[0]
+    low, high = make_layout(config).share_bounds
+    shares = np.linspace(low, high, RHO_SHARES + 2)[1:-1].tolist()
+    figures["rho"] = rho(shares, episode, config) if first else None
+    write_json(file, figures)
+    return figures
+
+
+def _print_map(results: Sequence[CaseResult]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else UNBOUNDED_WIDTH + 40, soft_wrap=True)
+    table = Table(title=f"{len(results[0].episodes) if results else 0} validation episodes per case", pad_edge=False)
+    table.add_column("case", no_wrap=True)
+    table.add_column("platform", no_wrap=True)
+    for title in ("rho", "best share", "cost", *(f"{offset:+.1f}" for offset in OFFSETS), "sglang-0.9 p99"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("room mean TTFT", "room p99 TTFT", "room violations", "out of reach"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for result in results:
+        table.add_row(*_row(result))
+    console.print(table)
+    print(
+        "+-.1, +-.2: cost at so much from the best share / its cost. sglang-0.9 p99: its p99 TTFT / that of the best "
+        "share. room: 1 - replayed dynamic oracle / best share. out of reach: cost if both pools had all bytes."
+    )
+
+
+def _row(result: CaseResult) -> list[str]:
+    wrong = [result.wrong_by(offset) for offset in OFFSETS]
+    return [
+        result.name,
+        result.platform,
+        f"{result.rho:.2f}",
+        f"{result.shares[result.best]:.3f}",
+        f"{result.static_costs[result.best]:.3f}",
+        *("-" if cost is None else f"{cost:.2f}x" for cost in wrong),
+        "{:.2f}x [{:.2f}, {:.2f}]".format(*result.default_over_best("ttft_p99_s")),
+        *(_percent(result.room(figure)) for figure in ("ttft_mean_s", "ttft_p99_s", "slo_violation_rate")),
+        f"{np.mean(result.of('unreachable', 'cost')):.3f}",
+        result.verdict,
+    ]
+
+
+def _percent(interval: Interval) -> str:
+    return "{:+.0%} [{:+.0%}, {:+.0%}]".format(*interval)
+
+
+if __name__ == "__main__":
+    main()
