@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hbmgym.cli import option
-from hbmgym.envs.serving.config import Policies, ServingConfig
+from hbmgym.envs.serving.config import SGLANG_SLOTS, Policies, ServingConfig, parse_slots_per_request
 from hbmgym.envs.serving.constants import LOADED
 from hbmgym.envs.serving.costs import read_costs
 from hbmgym.envs.traces.pages import output_id_fraction
@@ -34,6 +34,11 @@ class ServingOptions:
     tick_s: float = option(0.0, "seconds per tick of the avmp- scenarios at load 1; 0 calibrates it")
     kv_dtype: str = option(_DEFAULTS.kv_dtype, "dtype of the KV cache: bf16 or fp8")
     state_dtype: str = option(_DEFAULTS.state_dtype, "dtype of the recurrent state: fp32 or bf16")
+    slots_per_request: str = option(
+        str(_DEFAULTS.slots_per_request),
+        "state slots a running request holds: 1 to 8, or SGLang's preset: "
+        + ", ".join(f"{name} {slots}" for name, slots in SGLANG_SLOTS.items()),
+    )
     costs: str = option("", "costs.json of eval/gpu_check.py: measured costs of moves and copies", metavar="FILE")
     policies: str = option(
         "eviction=lru,admission=fcfs,on_shortage=evict", "rules of the engine, equal for every controller"
@@ -48,6 +53,7 @@ class ServingOptions:
             tensor_parallel=self.tensor_parallel,
             kv_dtype=self.kv_dtype,
             state_dtype=self.state_dtype,
+            slots_per_request=parse_slots_per_request(self.slots_per_request),
             policies=Policies.parse(self.policies),
         )
         return read_costs(Path(self.costs)).applied_to(config) if self.costs else config

@@ -8,8 +8,25 @@ from hbmgym.memory_backend.eviction import ORDERS
 from hbmgym.memory_backend.split import CHUNK_BYTES
 
 GIB = 2**30
+MAX_SLOTS_PER_REQUEST = 8
+SGLANG_SLOTS = {"off": 1, "no_buffer": 3, "extra_buffer_lazy": 4, "extra_buffer": 5}
+"""State slots that SGLang 0.5.23 reckons per running request: without a radix cache, and by the strategy of its cache
+of states (extra_buffer with its overlapped scheduler)."""
 MAX_HBM_GIB = 4096.0
 POLICY_CHOICES = {"eviction": tuple(ORDERS), "admission": ("fcfs",), "on_shortage": ("evict",)}
+
+
+def parse_slots_per_request(text: str) -> int:
+    """A number, or the name of one of SGLang's presets; ValueError in one line."""
+    if text in SGLANG_SLOTS:
+        return SGLANG_SLOTS[text]
+    try:
+        return int(text)
+    except ValueError:
+        names = ", ".join(SGLANG_SLOTS)
+        raise ValueError(
+            f"slots_per_request is {text!r}, expected 1 to {MAX_SLOTS_PER_REQUEST} or one of SGLang's presets: {names}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,7 @@ class ServingConfig:
     prefill_budget: int = 8192
     """Most prompt tokens of one iteration."""
     slots_per_request: int = 2
-    """Recurrent slots a running request holds: its state and its latest snapshot."""
+    """Recurrent slots a running request holds: its state and its latest snapshot; SGLANG_SLOTS has SGLang's numbers."""
     decode_snapshot_tokens: int = 256
     """A decoding request refreshes its snapshot after so many tokens."""
     max_preemptions: int = 16
@@ -111,6 +128,8 @@ class ServingConfig:
         ):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}, expected an integer >= 1")
+        if self.slots_per_request > MAX_SLOTS_PER_REQUEST:
+            raise ValueError(f"slots_per_request is {self.slots_per_request}, expected 1 to {MAX_SLOTS_PER_REQUEST}")
         if self.decode_snapshot_tokens < self.page_tokens:
             raise ValueError(
                 f"decode_snapshot_tokens is {self.decode_snapshot_tokens}, expected at least page_tokens "

@@ -206,6 +206,7 @@ def test_the_initial_share_is_random_on_request() -> None:
         {"serving": {"constants": {"e_w": 2.0}}},
         {"serving": {"constants": {"t_fix_s": "0"}}},
         {"serving": {"constants": 3}},
+        {"serving": {"slots_per_request": 9}},
         {"part": "trian"},
         {"backend": "gpu"},
         {"render_mode": "human"},
