@@ -28,10 +28,19 @@ class Rollout:
     timing: Cell
     """Wall-clock figures of the same cell, and what its backend did: name, chunks moved, stamps read back."""
     history: dict[str, list[float]] = field(default_factory=dict)
-    """Per window: time_s, kv_share_requested, kv_share_effective, waiting, running, kv_live, ssm_live."""
+    """Per window: the Telemetry fields of _HISTORY."""
 
 
-_HISTORY = ("time_s", "kv_share_requested", "kv_share_effective", "waiting", "running", "kv_live", "ssm_live")
+_HISTORY = (
+    "time_s",
+    "kv_share_requested",
+    "kv_share_effective",
+    "concurrency_cap",
+    "waiting",
+    "running",
+    "kv_live",
+    "ssm_live",
+)
 
 
 def run_episode(
@@ -64,8 +73,9 @@ def run_episode(
 
 
 def _cell(name: str, core: Core, episode: Episode, history: dict[str, list[float]]) -> Cell:
-    times, shares = np.array(history["time_s"]), np.array(history["kv_share_effective"])
-    measured = shares[(times > episode.warmup_s) & (times <= episode.horizon_s + core.config.window_s)]
+    times = np.array(history["time_s"])
+    measured = (times > episode.warmup_s) & (times <= episode.horizon_s + core.config.window_s)
+    shares, caps = (np.array(history[name])[measured] for name in ("kv_share_effective", "concurrency_cap"))
     metrics = episode_metrics(episode, core.requests, core.setup.tpot_slo_s)
     setup = setup_hash(core.config)
     return {
@@ -80,9 +90,11 @@ def _cell(name: str, core: Core, episode: Episode, history: dict[str, list[float
         "snapshots_saved": int(core.counters.saved_snapshots),
         "snapshots_skipped": int(core.counters.skipped_snapshots),
         "bytes_migrated": core.migrated_bytes,
-        "kv_share_mean": float(measured.mean()),
-        "kv_share_min": float(measured.min()),
-        "kv_share_max": float(measured.max()),
+        "kv_share_mean": float(shares.mean()),
+        "kv_share_min": float(shares.min()),
+        "kv_share_max": float(shares.max()),
+        "concurrency_cap_mean": float(caps.mean()),
+        "concurrency_cap_min": int(caps.min()),
         "setup_hash": setup,
         "cell_hash": cell_hash(setup, episode),
     }

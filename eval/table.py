@@ -85,7 +85,19 @@ def _rows(result: WorkloadResult) -> list[str]:
 
 
 _COUNTED = ("chunks_moved", "stamps_checked", "move_s")
-_COLUMNS = ("cost", "TTFT mean", "p99 s", "TPOT p99 ms", "miss %", "hit", "preempt", "reject", "kv_share", "moved GiB")
+_COLUMNS = (
+    "cost",
+    "TTFT mean",
+    "p99 s",
+    "TPOT p99 ms",
+    "miss %",
+    "hit",
+    "preempt",
+    "reject",
+    "kv_share",
+    "cap, min",
+    "moved GiB",
+)
 
 
 def _table(result: WorkloadResult) -> Table:
@@ -117,5 +129,6 @@ def _row(result: WorkloadResult, name: str, best: bool) -> list[str]:
         f"{mean('preemptions'):.1f}",
         f"{mean('rejected'):.1f}",
         f"{mean('kv_share_min'):.3f}-{mean('kv_share_max'):.3f}",
+        f"{mean('concurrency_cap_mean'):.0f}, {mean('concurrency_cap_min'):.0f}",
         f"{mean('bytes_migrated') / GIB:.1f}",
     ]

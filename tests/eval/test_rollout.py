@@ -20,7 +20,8 @@ FIELDS = {
     *("ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "tpot_p99_s", "slo_goodput_per_s", "slo_violation_rate", "cost"),
     *("hit_rate", "preemptions", "oom_requests", "rejected", "bytes_migrated"),
     *("recomputed_tokens", "snapshots_saved", "snapshots_skipped"),
-    *("kv_share_mean", "kv_share_min", "kv_share_max", "setup_hash", "cell_hash"),
+    *("kv_share_mean", "kv_share_min", "kv_share_max", "concurrency_cap_mean", "concurrency_cap_min"),
+    *("setup_hash", "cell_hash"),
 }
 SEEDS = (10_000, 10_001)
 
@@ -116,6 +117,8 @@ def test_a_static_controller_keeps_its_share_and_moves_nothing():
     assert rollout.cell["kv_share_min"] == rollout.cell["kv_share_max"] == share
     assert rollout.cell["kv_share_mean"] == pytest.approx(share)
     assert rollout.cell["bytes_migrated"] == 0
+    cap = core.layout.slots(0.4) // CONFIG.slots_per_request
+    assert rollout.cell["concurrency_cap_mean"] == rollout.cell["concurrency_cap_min"] == cap
 
 
 def test_the_measured_shares_leave_the_warm_up_out():
