@@ -426,10 +426,10 @@ class Avmp:
         """After a failed allocation: move chunks from the other pool, if MigrateOnFailure allows."""
         if self._migrate is None:
             return
-        last, throttle = self._last_migration, self._migrate.interval_ops
-        is_throttled = last is not None and self._operations - last < throttle
-        slots = self._migrate.slots(self.layout, self._pools[pool], self._pools[1 - pool], blocks)
-        if slots is None or is_throttled or self._is_shrinking or self._open_batches:
+        rule, last = self._migrate, self._last_migration
+        is_throttled = last is not None and self._operations - last < rule.interval_ops
+        slots = kernels.slots_after_failure(self._table, pool, blocks, rule.low, rule.high, rule.chunks)
+        if slots == NONE or is_throttled or self._is_shrinking or self._open_batches:
             self._moves.rejected += 1
             return
         try:

@@ -6,6 +6,7 @@ They take the address of a Memory's Table, which is 0 once the memory is closed,
 import numpy as np
 
 from hbmgym.memory_backend.jit import kernel, subkernel
+from hbmgym.memory_backend.migration import headroom, slots_after_migration
 from hbmgym.memory_backend.oplog import KV
 from hbmgym.memory_backend.pools import INDEX_BITS, NONE, make_handle, pin, release, resolve_handle, unpin, zero
 from hbmgym.memory_backend.prefix_cache import NEVER, memory_at, take_page, take_slot
@@ -164,6 +165,17 @@ def ask_for_split(table, slots, ssm_chunks):
     memory = memory_at(table)
     request_split(memory, slots, ssm_chunks, 0.0, 0.0)
     return _what_is_left(memory)
+
+
+@kernel
+def slots_after_failure(table, kind, count, low, high, batch_chunks):
+    """Slots of the split that AVMP's rule takes after pool `kind` had no room for `count` blocks; NONE: no other."""
+    memory = memory_at(table)
+    pool, other = (memory.kv, memory.ssm) if kind == KV else (memory.ssm, memory.kv)
+    if headroom(pool) >= low or headroom(other) <= high:
+        return NONE
+    pages, slots = (count, 0) if kind == KV else (0, count)
+    return slots_after_migration(memory, kind, slots, pages, batch_chunks)
 
 
 @kernel

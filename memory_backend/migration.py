@@ -1,18 +1,19 @@
-"""When a failed allocation may take chunks from the other pool, and how many."""
+"""AVMP's rule: when a failed allocation takes chunks from the other pool, and how many.
+
+Source: "Asymmetric Virtual Memory Paging" (arXiv 2605.22416), section 3.2. Cached blocks count as free.
+"""
 
 from dataclasses import dataclass
 
+from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.oplog import KV
-from hbmgym.memory_backend.pools import Pool
-from hbmgym.memory_backend.split import Layout
+from hbmgym.memory_backend.pools import NONE
+from hbmgym.memory_backend.resize import most_slots_beside
 
 
 @dataclass(frozen=True)
 class MigrateOnFailure:
-    """The AVMP paper's thresholds and throttle.
-
-    Source: "Asymmetric Virtual Memory Paging" (arXiv 2605.22416), section 3.2. Cached blocks count as free.
-    """
+    """Thresholds and throttle, by default the paper's; how many chunks move is ours."""
 
     low: float = 0.05
     """The failing pool must have less than this share of its blocks free."""
@@ -29,34 +30,27 @@ class MigrateOnFailure:
         if self.interval_ops < 0 or self.chunks < 1:
             raise ValueError(f"interval_ops {self.interval_ops} must be >= 0 and chunks {self.chunks} >= 1")
 
-    def slots(self, layout: Layout, failing: Pool, other: Pool, blocks: int) -> int | None:
-        """The slot count of a split in which `failing` has room for `blocks` more.
-
-        None where thresholds forbid it or `other` cannot spare enough without losing live blocks.
-        """
-        if not self._allows(failing, other):
-            return None
-        spare = int(other.meta.chunks) - _chunks_of(other, int(other.meta.live))
-        wanted = int(failing.meta.chunks) + min(self.chunks, spare)
-        chunks = max(wanted, _chunks_of(failing, int(failing.meta.live) + blocks))
-        ssm_chunks = layout.chunks - chunks if failing.meta.pool == KV else chunks
-        slots = ssm_chunks * layout.chunk_bytes // layout.slot_bytes
-        slots = min(max(slots, layout.min_slots), layout.max_slots)
-        room = (layout.pages(slots), slots)
-        fits = room[failing.meta.pool] >= failing.meta.live + blocks and room[other.meta.pool] >= other.meta.live
-        return slots if fits else None
-
-    def _allows(self, failing: Pool, other: Pool) -> bool:
-        starved = _free(failing) == 0 or _free(failing) < self.low * failing.meta.capacity
-        return bool(starved and _free(other) > self.high * other.meta.capacity)
-
 
 PAPERS_RULE = MigrateOnFailure()
 
 
-def _free(pool: Pool) -> int:
-    return int(pool.meta.limit - pool.meta.live)
+@subkernel
+def headroom(pool):
+    """Blocks that are free or cached / capacity; below 0 where a shrinking pool holds more live ones than it may."""
+    return (pool.meta.limit - pool.meta.live) / pool.meta.capacity
 
 
-def _chunks_of(pool: Pool, blocks: int) -> int:
-    return -(-blocks * int(pool.meta.block_bytes) // int(pool.meta.chunk_bytes))
+@subkernel
+def slots_after_migration(memory, failing, slots, pages, batch_chunks):
+    """Slots of the split in which so many slots and pages more can be live, after pool `failing` was short of them.
+
+    `batch_chunks` chunks move, more where the shortfall or one slot takes more, fewer where the other pool cannot spare
+    as many. NONE where no split holds all of it beside what is live.
+    """
+    ssm = memory.ssm.meta
+    least = ssm.live + slots
+    most = most_slots_beside(memory, memory.kv.meta.live + pages)
+    wanted_chunks = ssm.chunks - batch_chunks if failing == KV else ssm.chunks + batch_chunks
+    wanted = max(wanted_chunks * ssm.chunk_bytes // ssm.block_bytes, least)
+    found = max(min(wanted, most), memory.split.min_slots)
+    return found if least <= found <= most else NONE

@@ -35,6 +35,8 @@ PAGE_ID = np.dtype([("page", "i4"), ("snapshot", "i4"), ("seen", "i4")], align=T
 SPLIT = np.dtype(
     [
         ("chunks", "i8"),  # of the budget
+        ("min_slots", "i8"),  # of the layout, as are the most
+        ("max_slots", "i8"),
         ("requested_slots", "i8"),
         ("tick_s", "f8"),  # when the next run of chunks arrives; NEVER: none is on its way
         ("run_limit", "i8"),  # most chunks of a run
@@ -77,6 +79,7 @@ def make_memory(
     ids["page"] = ids["snapshot"] = NONE
     split = np.zeros(1, SPLIT).view(np.recarray)[0]
     split.chunks, split.requested_slots, split.tick_s = layout.chunks, slots, NEVER
+    split.min_slots, split.max_slots = layout.min_slots, layout.max_slots
     split.run_limit, split.pages_grow = run_limit, int(pages_grow)
     chunk_at = np.full((2, layout.chunks), NONE, np.int32)
     chunk_at[KV, :kv_chunks] = np.arange(kv_chunks)

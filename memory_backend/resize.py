@@ -134,6 +134,38 @@ def run_arrives(memory, chunk_move_s, copy_s_per_byte):
 
 
 @subkernel
+def ssm_chunks_of(memory, slots):
+    """SSM chunks of the split with `slots` slots."""
+    return -(-slots * memory.ssm.meta.block_bytes // memory.ssm.meta.chunk_bytes)
+
+
+@subkernel
+def most_slots_beside(memory, pages):
+    """Slots of the split that leaves room for `pages` pages and has most slots; below 0 where the budget cannot hold
+    so many pages."""
+    kv, ssm = memory.kv.meta, memory.ssm.meta
+    chunks = memory.split.chunks - -(-pages * kv.block_bytes // kv.chunk_bytes)
+    return min(chunks * ssm.chunk_bytes // ssm.block_bytes, memory.split.max_slots)
+
+
+@subkernel
+def change_split_now(memory, slots, now_s):
+    """Take the split with `slots` slots at once; returns (chunks moved, bytes copied to clear their way).
+
+    What is live must fit, and no request may be under way.
+    """
+    assert memory.kv.meta.chunks == memory.kv.meta.target_chunks, "a requested split is under way"
+    request_split(memory, slots, ssm_chunks_of(memory, slots), now_s, 0.0)
+    chunks, copied = 0, 0
+    while memory.split.tick_s < NEVER:
+        count, copied_now = run_arrives(memory, 0.0, 0.0)
+        chunks += count
+        copied += copied_now
+    assert memory.kv.meta.chunks == memory.kv.meta.target_chunks, "live blocks were in the way"
+    return chunks, copied
+
+
+@subkernel
 def undo_run(memory):
     """Take back the run that the op log holds, newest entry first; what was evicted for it stays evicted."""
     log, split = memory.log, memory.split
