@@ -103,8 +103,8 @@ class Controller(Protocol):
 
     name: str
     fixed_share: float | None
-    """The one share it keeps for ever, or None when it may move. The harness starts the episode there and rejects at
-    arrival what does not fit."""
+    """The share it starts at and never changes, or None when it may move. The harness starts the episode there and,
+    unless shortages move the split, rejects at arrival what does not fit."""
 
     def reset(self, setup: Setup) -> None:
         """Forget the past; called before every episode."""

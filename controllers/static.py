@@ -2,21 +2,23 @@
 
 import numpy as np
 
-from hbmgym.controllers.base import Decision, Setup
+from hbmgym.controllers.base import HOLD, Decision, Setup
 
 SGLANG_RATIO = 0.9
 """SGLang's default mamba_full_memory_ratio."""
 
 
 class StaticController:
-    """Asks for the same share in every window."""
+    """Holds the share at which its episodes start.
+
+    It asks for nothing, so that chunks which a shortage moved (on_shortage=migrate) stay where they are.
+    """
 
     def __init__(self, kv_share: float, name: str | None = None) -> None:
         if not 0.0 <= kv_share <= 1.0:
             raise ValueError(f"static: kv_share is {kv_share}, expected a number from 0 to 1")
         self.name = name or f"static-{kv_share:.3f}"
         self.fixed_share: float | None = kv_share
-        self._decision = Decision(kv_share)
 
     @classmethod
     def from_sglang_ratio(cls, ratio: float) -> "StaticController":
@@ -29,4 +31,4 @@ class StaticController:
         pass
 
     def act(self, telemetry: np.record) -> Decision:
-        return self._decision
+        return HOLD

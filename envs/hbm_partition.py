@@ -13,7 +13,6 @@ from hbmgym.controllers.base import TELEMETRY_TABLE
 from hbmgym.controllers.observation import OBSERVATION_SIZE, OBSERVATION_TABLE, observe
 from hbmgym.envs.render import HistoryFigure, ansi_line
 from hbmgym.envs.serving.config import Policies, ServingConfig
-from hbmgym.envs.serving.constants import LOADED, CostConstants
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.seeds import SEED_RANGES, Part, check_seed
@@ -248,47 +247,41 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         }
 
 
+_NESTED = ("policies", "constants", "migrate")
+
+
 def serving_config(settings: Mapping[str, Any]) -> ServingConfig:
     """A configuration from fields that may come from JSON.
 
-    `policies` is a mapping or 'eviction=lru,...'; `constants` is a mapping, and what it leaves out is as loaded.
-    Raises a one-line ValueError that names the field.
+    `policies`, `constants` and `migrate` are mappings, what they leave out is as in the defaults; `policies` may also
+    be text like 'eviction=lru,...'. Raises a one-line ValueError that names the field.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(ServingConfig)}
+    given = {}
     for name, value in settings.items():
         _check_choice("serving field", name, defaults)
-        if name not in ("policies", "constants"):
+        if name in _NESTED:
+            given[name] = _nested(name, value, defaults[name])
+        else:
             _check_type(name, value, type(defaults[name]))
-    settings = dict(settings)
-    if "policies" in settings:
-        settings["policies"] = _policies(settings["policies"])
-    if "constants" in settings:
-        settings["constants"] = _constants(settings["constants"])
-    return ServingConfig(**settings)
+            given[name] = value
+    return ServingConfig(**given)
 
 
-def _policies(value: Any) -> Policies:
-    if isinstance(value, Policies):
+def _nested(name: str, value: Any, default: Any) -> Any:
+    if isinstance(value, type(default)):
         return value
-    if isinstance(value, str):
+    if name == "policies" and isinstance(value, str):
         return Policies.parse(value)
     if not isinstance(value, Mapping):
-        raise ValueError(f"serving field policies is {value!r}, expected a mapping or text like 'eviction=lru'")
-    fields = [field.name for field in dataclasses.fields(Policies)]
-    for name in value:
-        _check_choice("policy", name, fields)
-    return Policies(**value)
-
-
-def _constants(value: Any) -> CostConstants:
-    if isinstance(value, CostConstants):
-        return value
-    if not isinstance(value, Mapping):
-        raise ValueError(f"serving field constants is {value!r}, expected a mapping")
-    fields = [field.name for field in dataclasses.fields(CostConstants)]
-    for name in value:
-        _check_choice("constant", name, fields)
-    return dataclasses.replace(LOADED.constants, **value)
+        text = " or text like 'eviction=lru'" if name == "policies" else ""
+        raise ValueError(f"serving field {name} is {value!r}, expected a mapping{text}")
+    fields = [field.name for field in dataclasses.fields(default)]
+    for field, setting in value.items():
+        _check_choice(f"field of {name}", field, fields)
+        if (present := getattr(default, field)) is not None and setting is not None:
+            _check_type(f"{name}.{field}", setting, type(present))
+    return dataclasses.replace(default, **value)
 
 
 def _listed(names: str | Sequence[str] | None) -> Sequence[str]:

@@ -41,7 +41,9 @@ class ServingOptions:
     )
     costs: str = option("", "costs.json of eval/gpu_check.py: measured costs of moves and copies", metavar="FILE")
     policies: str = option(
-        "eviction=lru,admission=fcfs,on_shortage=evict", "rules of the engine, equal for every controller"
+        "eviction=lru,admission=fcfs,on_shortage=evict",
+        "rules of the engine, equal for every controller; on_shortage: evict, migrate (AVMP) or float (SGLang's one "
+        "buffer)",
     )
 
     def serving_config(self) -> ServingConfig:

@@ -2,9 +2,9 @@
 
 from hbmgym.envs.serving.arrival import leave_queue
 from hbmgym.envs.serving.order import push_last
+from hbmgym.envs.serving.shortage import answer_shortage, lacking_pool, prepare_pages, prepare_slot
 from hbmgym.envs.serving.state import PREFILL, PREFILLING, QUEUE
 from hbmgym.memory_backend.jit import subkernel
-from hbmgym.memory_backend.oplog import KV, SSM
 from hbmgym.memory_backend.pools import NONE, copy, unpin, zero
 from hbmgym.memory_backend.prefix_cache import (
     forget_snapshot,
@@ -29,16 +29,18 @@ def try_admit_head(state):
     memory = state.memory
     # At least the last token is recomputed.
     depth_limit = min(trace.known_ids, (request.goal - 1) // engine.page_tokens)
-    resident = resident_depth(memory, state.refs, trace.ref_off, depth_limit)
-    reuse = snapshot_depth(memory, state.refs, trace.ref_off, resident)
-    if memory.ssm.meta.live + engine.slots_per_request > memory.ssm.meta.limit:
-        engine.blocked_on = SSM
-        return False
-    pinned = live_depth(memory, state.refs, trace.ref_off, reuse)
     pages = -(-request.goal // engine.page_tokens)
-    if memory.kv.meta.live + pages - pinned > memory.kv.meta.limit:
-        engine.blocked_on = KV
-        return False
+    while True:
+        resident = resident_depth(memory, state.refs, trace.ref_off, depth_limit)
+        reuse = snapshot_depth(memory, state.refs, trace.ref_off, resident)
+        needed = pages - live_depth(memory, state.refs, trace.ref_off, reuse)
+        lacking = lacking_pool(state, engine.slots_per_request, needed)
+        if lacking == NONE:
+            break
+        # The answer, of which an edge has one at most, may evict what would have been reused: look again.
+        if not answer_shortage(state, lacking, engine.slots_per_request, needed, pages):
+            engine.blocked_on = lacking
+            return False
     seen = seen_depth(memory, state.refs, trace.ref_off, depth_limit)
     engine.kv_loss_tokens += (seen - resident) * engine.page_tokens
     engine.ssm_loss_tokens += (resident - reuse) * engine.page_tokens
@@ -58,6 +60,7 @@ def _start(state, row, reuse, resident, pages):
     _take_slots(state, row, reuse)
     request.published = reuse
     request.pages = reuse
+    prepare_pages(state, pages - reuse)
     for _ in range(pages - reuse):
         grow(state, row, state.memory.kv.meta.limit)
     reused = reuse * engine.page_tokens
@@ -86,7 +89,9 @@ def _take_slots(state, row, reuse):
     if reuse > 0:
         snapshot = state.memory.ids[state.refs[state.rows[row].ref_off + reuse - 1]].snapshot
         reuse_snapshot(state.memory, snapshot)  # live, so that no slot taken below evicts it
+    engine.allocations += engine.slots_per_request
     for i in range(1, engine.slots_per_request):
+        prepare_slot(state)
         slot = take_slot(state.memory)
         if i == 1:
             request.reserved = slot
@@ -94,6 +99,7 @@ def _take_slots(state, row, reuse):
             ssm.entries[slot].next = request.idle_slots
             request.idle_slots = slot
     request.reserved_depth = 0
+    prepare_slot(state)
     if snapshot == NONE:
         request.working = take_slot(state.memory)
         zero(ssm, log, request.working)
@@ -121,4 +127,5 @@ def grow(state, row, bound):
         state.memory.kv.entries[request.last_page].next = entry
     request.last_page = entry
     request.pages += 1
+    state.engine.allocations += 1
     return True

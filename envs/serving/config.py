@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from hbmgym.envs.serving.constants import LOADED, CostConstants
 from hbmgym.envs.serving.cost_model import CHUNK_MOVE_S
+from hbmgym.envs.serving.shortage import SHORTAGE_RULES
 from hbmgym.memory_backend.eviction import ORDERS
+from hbmgym.memory_backend.migration import PAPERS_RULE, MigrateOnFailure
 from hbmgym.memory_backend.split import CHUNK_BYTES
 
 GIB = 2**30
@@ -13,7 +15,7 @@ SGLANG_SLOTS = {"off": 1, "no_buffer": 3, "extra_buffer_lazy": 4, "extra_buffer"
 """State slots that SGLang 0.5.23 reckons per running request: without a radix cache, and by the strategy of its cache
 of states (extra_buffer with its overlapped scheduler)."""
 MAX_HBM_GIB = 4096.0
-POLICY_CHOICES = {"eviction": tuple(ORDERS), "admission": ("fcfs",), "on_shortage": ("evict",)}
+POLICY_CHOICES = {"eviction": tuple(ORDERS), "admission": ("fcfs",), "on_shortage": tuple(SHORTAGE_RULES)}
 
 
 def parse_slots_per_request(text: str) -> int:
@@ -38,7 +40,7 @@ class Policies:
     admission: str = "fcfs"
     """Order in which waiting requests are admitted."""
     on_shortage: str = "evict"
-    """What a pool does when it has no free block."""
+    """What a pool does when it has too few free blocks: evict, migrate as AVMP, or float as SGLang's one buffer."""
 
     def __post_init__(self) -> None:
         for field, choices in POLICY_CHOICES.items():
@@ -103,6 +105,8 @@ class ServingConfig:
     initial_kv_share: float = 0.526
     """Split at start; SGLang's default."""
     policies: Policies = Policies()
+    migrate: MigrateOnFailure = PAPERS_RULE
+    """Thresholds, batch and throttle (in pages and slots taken) of on_shortage=migrate."""
 
     def __post_init__(self) -> None:
         if not 0 < self.hbm_gib <= MAX_HBM_GIB:

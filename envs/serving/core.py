@@ -12,6 +12,7 @@ from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.cost_model import cold_prefill_s, make_cost, tpot_reference_s
 from hbmgym.envs.serving.engine import LOG_FULL, ask_for_split, run
 from hbmgym.envs.serving.gpus import find_gpu
+from hbmgym.envs.serving.shortage import SHORTAGE_RULES
 from hbmgym.envs.serving.state import (
     DECODING,
     EXAMPLE_STATE,
@@ -81,6 +82,27 @@ def cost_of(config: ServingConfig) -> np.record:
     )
 
 
+def most_entries(layout: Layout, on_shortage: str) -> int:
+    """No iteration edge writes more entries of the op log."""
+    pages, slots = (layout.budget_bytes // size for size in (layout.page_bytes, layout.slot_bytes))
+    # A page is taken at most twice (to grow, by an admission) and evicted as often, released once because another one
+    # is resident already, and relocated once by runs, which all go one way: 1 + 1 + 2 entries.
+    # A slot is released by a preemption, evicted, taken and filled by an admission, and so again by a snapshot; it gets
+    # a decode snapshot, is released at the end, and relocated: 1 + (1 + 3) + (1 + 4) + 3 + 1 + 2 entries.
+    entries = 8 * pages + 16 * slots + layout.chunks
+    if on_shortage == "migrate":
+        # Once at an edge any block may be evicted and any relocated, and every chunk moved.
+        entries += 3 * (pages + slots) + layout.chunks
+    if on_shortage == "float":
+        # Every slot taken may fetch the chunks of a slot, and pages fetch them back with those that were there. All
+        # blocks on a chunk that moves may have to be relocated.
+        to_slots = 2 * slots * -(-layout.slot_bytes // layout.chunk_bytes)
+        to_pages = to_slots + layout.chunks
+        entries += to_slots * (1 + 2 * (layout.chunk_bytes // layout.page_bytes + 1))
+        entries += to_pages * (1 + 2 * (layout.chunk_bytes // layout.slot_bytes + 1))
+    return entries + 64
+
+
 def setup_hash(config: ServingConfig) -> str:
     """Of all that must be equal for every row of a table: settings, policies, geometry, cost constants.
 
@@ -89,6 +111,8 @@ def setup_hash(config: ServingConfig) -> str:
     settings = dataclasses.asdict(config)
     del settings["initial_kv_share"]
     del settings["constants"]  # whatever of them acts is in the cost record
+    if config.policies.on_shortage != "migrate":
+        del settings["migrate"]
     facts = [settings, dataclasses.asdict(make_layout(config)), cost_of(config).tolist()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -136,14 +160,15 @@ class Core:
         """Start an episode at the split nearest to `kv_share` (default: the configuration's) with empty caches.
 
         `share_bounds` are the shares the controller can reach: a request too large for all of them is rejected at
-        arrival. Returns the Telemetry record at time 0.
+        arrival. Where shortages move the split too, they are the layout's. Returns the Telemetry record at time 0.
         """
         assert episode.page_tokens == self.config.page_tokens, (episode.page_tokens, self.config.page_tokens)
         self.close()
         self.episode = episode
         slots = self.layout.slots(self.config.initial_kv_share if kv_share is None else kv_share)
         kv_chunks = self.layout.kv_chunks(slots)
-        self._share_bounds = share_bounds or self.layout.share_bounds
+        fixed = self.config.policies.on_shortage == "evict"
+        self._share_bounds = share_bounds if fixed and share_bounds else self.layout.share_bounds
         self.vmm = open_vmm(self._backend, self.layout, kv_chunks)
         self._state = self._make_state(slots)
         self._table = Table(self._state, EXAMPLE_STATE)
@@ -157,9 +182,7 @@ class Core:
 
     def _make_state(self, slots: int) -> State:
         config, layout, episode = self.config, self.layout, self.episode
-        # What one iteration edge may write at most: every block freed, taken, copied and checked, every chunk moved.
-        blocks = layout.budget_bytes // layout.page_bytes + layout.budget_bytes // layout.slot_bytes
-        self._log_margin = 8 * blocks + layout.chunks + 64
+        self._log_margin = most_entries(layout, config.policies.on_shortage)
         keeps_log = self._check or (self.vmm is not None and self.vmm.name != "accounting")
         log_capacity = max(self._log_capacity or 2 * self._log_margin, self._log_margin)
         memory = make_memory(
@@ -179,6 +202,9 @@ class Core:
         engine.decode_snapshot_tokens = config.decode_snapshot_tokens
         engine.max_pages = layout.pages(layout.slots(self._share_bounds[1]))
         engine.max_preemptions = config.max_preemptions
+        engine.on_shortage = SHORTAGE_RULES[config.policies.on_shortage]
+        engine.migration_low, engine.migration_high = config.migrate.low, config.migrate.high
+        engine.migration_chunks, engine.migration_interval = config.migrate.chunks, config.migrate.interval_ops
         engine.stall = int(config.transfers == "stall")
         engine.worker_chunk_s = 0.0 if engine.stall else config.chunk_move_s
         engine.deadline_slos = config.deadline_slos
@@ -205,7 +231,12 @@ class Core:
         telemetry.kv_share_min, telemetry.kv_share_max = self._share_bounds
 
     def request_split(self, kv_share: float) -> None:
-        """Ask for the realisable split nearest to `kv_share`; replaces a request that is still under way."""
+        """Ask for the realisable split nearest to `kv_share`; replaces a request that is still under way.
+
+        In one buffer (on_shortage=float) there is no split to ask for, and nothing happens.
+        """
+        if self.config.policies.on_shortage == "float":
+            return
         low, high = self._share_bounds
         slots = self.layout.slots(min(max(kv_share, low), high))
         if slots == self._state.memory.split.requested_slots:
@@ -228,6 +259,7 @@ class Core:
         log = self._state.memory.log
         if log.head.count:
             assert self.vmm is not None
+            assert log.head.count <= len(log.ops), "an iteration edge wrote more than most_entries"
             self.vmm.execute(log.ops[: log.head.count])
             log.head.count = 0
 

@@ -3,6 +3,7 @@
 from hbmgym.envs.serving.admission import grow
 from hbmgym.envs.serving.arrival import book_miss, enqueue_first, reject, release_children
 from hbmgym.envs.serving.order import add_event, cancel_event, push_last, remove
+from hbmgym.envs.serving.shortage import MIGRATE, answer_shortage, page_needs_an_edge, prepare_pages
 from hbmgym.envs.serving.snapshots import pop_private_page, publish_computed
 from hbmgym.envs.serving.state import DECODING, DOES_NOT_FIT, FINISHED, GROWTH, HOLD, PREFILL, WORST_RATIO
 from hbmgym.memory_backend.jit import subkernel
@@ -143,22 +144,41 @@ def finish(state, row):
 
 
 @subkernel
-def grow_decoding(state, iteration, may_preempt):
-    """Give every decoding request the page that its token of `iteration` needs; False when one goes without."""
+def grow_decoding(state, iteration, at_edge):
+    """Give every decoding request the page that its token of `iteration` needs; False when one goes without.
+
+    Between iteration edges nobody is preempted for it, and no time passes.
+    """
     page_tokens = state.engine.page_tokens
     where = GROWTH + iteration % page_tokens
     row = state.ends[where, 0]
     while row != NONE:
         request = state.requests[row]
         needs_page = request.pages * page_tokens == request.goal + iteration - request.joined_at
-        if needs_page and not grow(state, row, state.memory.kv.meta.capacity):
-            if not may_preempt:
+        if needs_page and not _extend(state, row, at_edge):
+            if not at_edge:
                 return False
             _make_room(state, row)
             row = state.ends[where, 0]  # the list may have lost any of its members
         else:
             row = request.next
     return True
+
+
+@subkernel
+def _extend(state, row, at_edge):
+    """Give a decoding request one page, if it is to be had."""
+    if at_edge:
+        prepare_pages(state, 1)
+    elif page_needs_an_edge(state):
+        return False
+    kv = state.memory.kv.meta
+    taken = grow(state, row, kv.capacity)
+    if not taken and at_edge and answer_shortage(state, KV, 0, 1, state.requests[row].pages + 1):
+        taken = grow(state, row, kv.capacity)
+    if taken and state.engine.on_shortage == MIGRATE:
+        state.engine.head_tried = 0  # thresholds and throttle may let the queue's head in now
+    return taken
 
 
 @subkernel

@@ -43,6 +43,7 @@ def run(table, until_s, log_margin):
         if engine.now_s >= until_s:
             return REACHED
         engine.preempted_now = 0
+        engine.migrated_now = 0
         grow_decoding(state, engine.iterations, True)
         _plan_prefill(state)
         if engine.chunk_tokens > 0:
@@ -97,7 +98,8 @@ def _plan_prefill(state):
         if reject_late_head(state):
             continue
         if engine.head_tried != 0 or not try_admit_head(state):
-            engine.head_tried = 1
+            # Where this edge has migrated already, the next one may do so for the head.
+            engine.head_tried = 1 - engine.migrated_now
             return
         _plan_chunk(state, state.ends[PREFILL, 1])
 
@@ -223,16 +225,22 @@ def _next_change_s(state, until_s):
 
 
 @subkernel
+def _head_is_to_be_tried(engine):
+    return engine.waiting > 0 and engine.head_tried == 0
+
+
+@subkernel
 def _decode_span(state, until_s):
     """Decode iterations up to the next event, in closed form; pages are handed out on the way."""
     engine = state.engine
     seconds = _next_change_s(state, until_s) - engine.now_s - engine.debt_s
     count = decode_iterations_until(state.cost, engine.decoding, engine.context_tokens, seconds)
     count = min(count, next_event(state) - engine.iterations)
-    if engine.preempted_now != 0:
-        count = 1  # the queue's head has not been tried and will be at the next edge
+    # A head that has not been tried, or may fare better now, is tried at the next edge.
+    if _head_is_to_be_tried(engine):
+        count = 1
     for k in range(1, count):
-        if not grow_decoding(state, engine.iterations + k, False):
+        if not grow_decoding(state, engine.iterations + k, False) or _head_is_to_be_tried(engine):
             count = k
             break
     _advance(state, engine.debt_s + decode_span_s(state.cost, engine.decoding, engine.context_tokens, count), True)

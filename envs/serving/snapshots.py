@@ -1,5 +1,6 @@
 """What of a running request becomes matchable: pages, and snapshots at page boundaries (rules 3, 6)."""
 
+from hbmgym.envs.serving.shortage import prepare_slot
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.pools import NONE, copy, stamp, touch
 from hbmgym.memory_backend.prefix_cache import publish_page, save_snapshot
@@ -50,11 +51,14 @@ def save_prefill_snapshot(state, row):
     if present != NONE:
         touch(state.memory.ssm, present)
         return
+    prepare_slot(state)
     if not save_snapshot(state.memory, request.working, page_id):
         if request.reserved == NONE:
             engine.skipped_snapshots += 1
             return
         _save_in_reserved(state, request, depth)
+    else:
+        engine.allocations += 1
     engine.saved_snapshots += 1
     engine.debt_s += state.cost.slot_copy_s
 

@@ -71,6 +71,9 @@ ENGINE = np.dtype(
         ("debt_s", "f8"),  # state copies and stalls, charged to the next iteration
         ("epoch_end_s", "f8"),  # when hits age next; NEVER where no order counts them
         ("epoch_s", "f8"),
+        ("allocations", "i8"),  # pages and slots taken
+        ("next_migration", "i8"),  # allocations from which on a shortage may migrate again
+        ("migrated_now", "i8"),  # a shortage has migrated at this iteration edge
         # settings
         ("slots_per_request", "i8"),
         ("page_tokens", "i8"),
@@ -78,6 +81,11 @@ ENGINE = np.dtype(
         ("max_pages", "i8"),  # of the largest split within the controller's bounds
         ("max_preemptions", "i8"),
         ("stall", "i8"),  # 1: moving chunks stalls the iteration instead of running beside it
+        ("on_shortage", "i8"),  # EVICT, MIGRATE or FLOAT
+        ("migration_low", "f8"),
+        ("migration_high", "f8"),
+        ("migration_chunks", "i8"),
+        ("migration_interval", "i8"),
         ("worker_chunk_s", "f8"),  # seconds until a chunk arrives, 0 when it stalls the iteration instead
         ("deadline_slos", "f8"),
         ("tpot_slo_s", "f8"),

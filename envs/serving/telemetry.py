@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hbmgym.envs.serving.arrival import book_miss
+from hbmgym.envs.serving.shortage import slots_within_reach
 from hbmgym.envs.serving.state import HOLD, PREFILL, QUEUE, WORST_RATIO, state_at
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.pools import NONE, free_blocks
@@ -147,7 +148,7 @@ def _look_at_pools(state, telemetry):
     telemetry.kv_share_effective = kv.chunks / memory.split.chunks
     telemetry.kv_share_requested = kv.target_chunks / memory.split.chunks
     telemetry.moving_chunks = abs(kv.chunks - kv.target_chunks)
-    telemetry.concurrency_cap = ssm.limit // state.engine.slots_per_request
+    telemetry.concurrency_cap = slots_within_reach(state) // state.engine.slots_per_request
 
 
 @subkernel

@@ -1,14 +1,15 @@
 import pytest
 
+from hbmgym.controllers.base import HOLD
 from hbmgym.controllers.static import SGLANG_RATIO, StaticController
 
 from .records import SETUP, served
 
 
-def test_a_static_always_asks_for_its_share():
+def test_a_static_starts_at_its_share_and_holds():
     controller = StaticController(0.25)
     controller.reset(SETUP)
-    assert controller.act(served(0.8)).kv_share == controller.act(served(0.3)).kv_share == 0.25
+    assert controller.act(served(0.8)) is controller.act(served(0.3)) is HOLD
     assert (controller.name, controller.fixed_share) == ("static-0.250", 0.25)
 
 

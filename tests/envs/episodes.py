@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.traces.episode import ROW, Episode
+from hbmgym.memory_backend.migration import MigrateOnFailure
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,14 @@ def small_configs(draw):
         transfers=draw(st.sampled_from(["overlapped", "stall"])),
         eviction_epoch_s=draw(st.sampled_from([0.09, 0.7])),
         flop_weight=draw(st.sampled_from([0.3, 2.0])),
-        policies=Policies(eviction=draw(st.sampled_from(["lru", "lpb", "flop_aware"]))),
+        policies=Policies(
+            eviction=draw(st.sampled_from(["lru", "lpb", "flop_aware"])),
+            on_shortage=draw(st.sampled_from(["evict", "migrate", "float"])),
+        ),
         window_s=draw(st.sampled_from([0.0731, 0.251, 1.07])),
+        migrate=MigrateOnFailure(
+            *draw(st.sampled_from([(0.05, 0.3), (0.4, 0.5)])), draw(st.integers(0, 60)), draw(st.integers(1, 40))
+        ),
     )
 
 

@@ -56,6 +56,11 @@ class Blocks:
         for facts in (self.pins, self.cached, self.used, self.hits):
             facts.pop(name, None)
 
+    @property
+    def headroom(self) -> float:
+        """Free and cached blocks / capacity."""
+        return (self.limit - len(self.pins)) / self.capacity
+
     def rename(self, old: Hashable, new: Hashable) -> None:
         self.at[new], self.pins[new] = self.at.pop(old), self.pins.pop(old)
         self.hits.pop(old, None)
@@ -173,6 +178,10 @@ class NaiveEngine:
         self.kv = Blocks(layout.page_bytes, layout.chunk_bytes, kv_chunks, layout.chunks)
         self.ssm = Blocks(layout.slot_bytes, layout.chunk_bytes, layout.chunks - kv_chunks, layout.chunks)
         self.max_pages = layout.pages(layout.min_slots)
+        self.rule, self.migrate = self.config.policies.on_shortage, self.config.migrate
+        self.taken = 0  # pages and slots
+        self.migrated_after: int | None = None
+        self.may_migrate = True
         self.requested_slots = slots
         self.jobs = [
             Job(i, float(row.arrival_s), int(row.input_tokens), int(row.output_tokens), int(row.parent),
@@ -210,6 +219,7 @@ class NaiveEngine:
                 self.turn_epoch()
             if self.now_s >= until_s:
                 break
+            self.may_migrate = True
             preempted = self.grow_decoding()
             chunks = self.plan(preempted)
             if chunks or self.decoding:
@@ -318,15 +328,17 @@ class NaiveEngine:
         job = self.queue[0]
         pages = [("id", i) for i in job.ids[: (job.goal - 1) // self.page]]
         seen = _leading(name[1] in self.seen for name in pages)
-        resident = _leading(name in self.kv.at for name in pages)
-        reuse = max((j for j in range(1, resident + 1) if pages[j - 1] in self.ssm.at), default=0)
         needed = -(-job.goal // self.page)
-        if len(self.ssm.pins) + self.spr > self.ssm.limit:
-            self.blocked_on = "ssm"
-            return False
-        if len(self.kv.pins) + needed - sum(name in self.kv.pins for name in pages[:reuse]) > self.kv.limit:
-            self.blocked_on = "kv"
-            return False
+        while True:
+            resident = _leading(name in self.kv.at for name in pages)
+            reuse = max((j for j in range(1, resident + 1) if pages[j - 1] in self.ssm.at), default=0)
+            new_pages = needed - sum(name in self.kv.pins for name in pages[:reuse])
+            lacking = self.lacking(self.spr, new_pages)
+            if lacking is None:
+                break
+            if not self.migrates(lacking, self.spr, new_pages, needed):
+                self.blocked_on = lacking
+                return False
         self.leave_queue()
         self.totals.kv_loss_tokens += (seen - resident) * self.page
         self.totals.ssm_loss_tokens += (resident - reuse) * self.page
@@ -335,6 +347,7 @@ class NaiveEngine:
             self.kv.pin(name)
         self.take_slots(job, pages[reuse - 1] if reuse else None)
         job.published = job.pages = reuse
+        self.float_to_pages(needed - reuse)
         while job.pages < needed:
             assert self.grow(job, self.kv.limit)
         job.computed = reuse * self.page
@@ -356,8 +369,10 @@ class NaiveEngine:
         for name in (RESERVED, *range(2, self.spr))[: self.spr - 1]:
             assert self.take_slot((job.row, name))
         working = (job.row, WORKING)
+        self.float_to_slot()
         if snapshot and len(self.ssm.pins) >= self.ssm.limit:
             self.ssm.rename(snapshot, working)
+            self.taken += 1
             return
         assert self.take_slot(working)
         if snapshot:
@@ -365,10 +380,12 @@ class NaiveEngine:
             self.debt_s += self.cost.slot_copy_s
 
     def take_slot(self, name: Hashable) -> bool:
+        self.float_to_slot()
         while not self.ssm.take(name, self.ssm.limit):
             if not self.ssm.cached:
                 return False
             self.ssm.free(self.victim(self.ssm))
+        self.taken += 1
         return True
 
     def grow(self, job: Job, bound: int) -> bool:
@@ -377,6 +394,7 @@ class NaiveEngine:
                 return False
             self.evict_page()
         job.pages += 1
+        self.taken += 1
         return True
 
     def evict_page(self) -> None:
@@ -547,7 +565,10 @@ class NaiveEngine:
             needy = next((job for job in self.decoding if job.pages * self.page == job.context), None)
             if needy is None:
                 return preempted
-            if not self.grow(needy, self.kv.capacity):
+            self.float_to_pages(1)
+            if not self.grow(needy, self.kv.capacity) and not (
+                self.migrates("kv", 0, 1, needy.pages + 1) and self.grow(needy, self.kv.capacity)
+            ):
                 preempted |= self.make_room(needy)
 
     def make_room(self, needy: Job) -> bool:
@@ -567,9 +588,100 @@ class NaiveEngine:
         self.blocked_on = "kv"
         return True
 
+    # --- shortage
+
+    def lacking(self, slots: int, pages: int) -> str | None:
+        live_slots, live_pages = len(self.ssm.pins) + slots, len(self.kv.pins) + pages
+        if self.rule == "float":
+            if self.holding(live_slots, live_pages):
+                return None
+            return "ssm" if slots * self.layout.slot_bytes > pages * self.layout.page_bytes else "kv"
+        if live_slots > self.ssm.limit:
+            return "ssm"
+        return "kv" if live_pages > self.kv.limit else None
+
+    def holding(self, slots: int, pages: int) -> range | None:
+        """The slot counts of all splits with room for so many blocks, None if there are none."""
+        counts = [
+            k
+            for k in range(max(slots, self.layout.min_slots), self.layout.max_slots + 1)
+            if self.layout.pages(k) >= pages
+        ]
+        return range(counts[0], counts[-1] + 1) if counts else None
+
+    def migrates(self, lacking: str, slots: int, pages: int, in_all: int) -> bool:
+        """AVMP: may chunks of the other pool come at once, and do they?"""
+        if self.rule != "migrate" or not self.may_migrate or self.kv.chunks != self.kv.target:
+            return False
+        short, other = (self.kv, self.ssm) if lacking == "kv" else (self.ssm, self.kv)
+        rule = self.migrate
+        if lacking == "ssm" or in_all <= self.kv.capacity:
+            if self.migrated_after is not None and self.taken - self.migrated_after < rule.interval_ops:
+                return False
+            if not short.headroom < rule.low or not other.headroom > rule.high:
+                return False
+        found = self.holding(len(self.ssm.pins) + slots, len(self.kv.pins) + pages)
+        if found is None:
+            return False
+        # The split within reach that gives most, up to the batch.
+        sign = 1 if lacking == "ssm" else -1
+        wanted = self.ssm.holds(max(self.ssm.chunks + sign * rule.chunks, 0))
+        copied, moved = self.change_split_now(min(max(wanted, found[0]), found[-1]))
+        self.debt_s += moved * self.config.chunk_move_s + copied * self.cost.block_copy_s_per_byte
+        self.may_migrate, self.migrated_after = False, self.taken
+        return True
+
+    def float_to_slot(self) -> None:
+        """One buffer: a slot from free room, else from cached pages, which go first."""
+        if self.rule != "float":
+            return
+        while len(self.ssm.at) == self.ssm.capacity:
+            slots = self.ssm.capacity + 1
+            if self.holding(slots, len(self.kv.at)):
+                copied, _ = self.change_split_now(slots)
+                self.debt_s += copied * self.cost.block_copy_s_per_byte
+            elif self.holding(slots, len(self.kv.pins)):
+                self.evict_page()
+            else:
+                return
+
+    def float_to_pages(self, count: int) -> None:
+        """One buffer: pages from free slots, else from cached pages, else from snapshots."""
+        if self.rule != "float" or not self.holding(len(self.ssm.pins), len(self.kv.pins) + count):
+            return
+        while len(self.kv.at) + count > self.kv.capacity:
+            least = max(len(self.ssm.at), self.layout.min_slots)
+            if self.layout.kv_chunks(least) > self.kv.chunks:
+                enough = self.holding(least, len(self.kv.at) + count)
+                copied, _ = self.change_split_now(enough[-1] if enough else least)
+                self.debt_s += copied * self.cost.block_copy_s_per_byte
+            elif self.kv.cached:
+                self.evict_page()
+            else:
+                self.ssm.free(self.victim(self.ssm))
+
+    def change_split_now(self, slots: int) -> tuple[int, int]:
+        """(bytes copied, chunks moved)"""
+        self.requested_slots = slots
+        self.kv.target = self.layout.kv_chunks(slots)
+        self.ssm.target = self.layout.chunks - self.kv.target
+        while len(self.ssm.at) > self.ssm.limit:
+            self.ssm.free(self.victim(self.ssm))
+        while len(self.kv.at) > self.kv.limit:
+            self.evict_page()
+        donor, recipient = (self.kv, self.ssm) if self.kv.chunks > self.kv.target else (self.ssm, self.kv)
+        copied = donor.clear_from(donor.holds(donor.target)) * donor.block_bytes
+        moved = donor.chunks - donor.target
+        donor.chunks, recipient.chunks = donor.target, recipient.target
+        self.totals.moved_chunks += moved
+        self.totals.relocated_bytes += copied
+        return copied, moved
+
     # --- resize
 
     def request_split(self, kv_share: float) -> None:
+        if self.rule == "float":
+            return
         slots = self.layout.slots(kv_share)
         if slots == self.requested_slots:
             return

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.cost_model import cold_prefill_s, iteration_s
 from hbmgym.envs.serving.state import DEADLINE, DOES_NOT_FIT, FINISHED, REJECTED
@@ -301,11 +301,13 @@ def test_taking_back_a_shrink_lets_the_blocked_head_in_at_once():
     assert core.requests[1].admitted_s == taken_back_s
 
 
-def test_five_times_overload_ends_in_bounded_time():
+@pytest.mark.parametrize("on_shortage", ["evict", "migrate", "float"])
+def test_five_times_overload_ends_in_bounded_time(on_shortage):
     alone = play([Ask(0.0, 640, 100)])
     gap_s = alone.requests[0].ended_s / 5 / alone.telemetry.concurrency_cap
     asks = [Ask(gap_s * i, 640, 100, [f"user {i % 7}"] * 10) for i in range(400)]
-    core = start(asks, changed(ttft_slo_floor_s=0.2, slots_per_request=1), TIGHT_SHARE)
+    policies = Policies(on_shortage=on_shortage)
+    core = start(asks, changed(ttft_slo_floor_s=0.2, slots_per_request=1, policies=policies), TIGHT_SHARE)
     most_windows = 10 + int(np.ceil(core.episode.horizon_s + 10 * core.requests["ttft_slo_s"].max()))
     finish(core, most_windows)
     assert core.counters.finished > 0 and core.counters.rejected > 0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.state import FINISHED, REJECTED
 from hbmgym.memory_backend.vmm import VmmRefused
@@ -39,7 +39,8 @@ def play(config, episode, shares=(0.5,), **options) -> tuple[Core, list[np.recor
         telemetry.append(core.run_window().copy())
         if core.done:
             return core, telemetry
-        core.request_split(next(requested, shares[-1]))
+        if (share := next(requested, None)) is not None:
+            core.request_split(share)
     pytest.fail(f"{MOST_WINDOWS} windows were not enough")
 
 
@@ -121,7 +122,7 @@ def test_chunk_size_does_not_change_what_requests_reuse_one_after_the_other(epis
 
 
 def busy_hour_of_a_small_engine() -> list[list[float]]:
-    """Times of a few requests that share, wait, preempt and see the split change."""
+    """Times of a few requests that share, wait, preempt and see the split change, under each rule for shortages."""
     document = ["document"] * 20
     asks = [
         Ask(0.003 * i, 340 + 40 * (i % 3), 300 + 30 * (i % 4), [*document, (i % 5)], parent=i - 4 if i % 4 == 3 else -1)
@@ -131,9 +132,15 @@ def busy_hour_of_a_small_engine() -> list[list[float]]:
         model="qwen3.5-4b", hbm_gib=0.3, page_tokens=SMALL_PAGE, prefill_budget=128, decode_snapshot_tokens=32,
         slots_per_request=1, window_s=0.1, ttft_slo_floor_s=0.1, chunk_move_s=1e-3,
     )  # fmt: skip
-    core, _ = play(config, make_episode(asks, SMALL_PAGE), [0.2, 0.6, 0.1, 0.3], check=True)
-    assert core.counters.preemptions > 0 and core.moved_chunks > 0 and core.counters.reused_tokens > 0
-    return [[float(request[field]) for field in TIMES] for request in core.requests]
+    times, preemptions = [], 0
+    for on_shortage in ("evict", "migrate", "float"):
+        config = dataclasses.replace(config, policies=Policies(on_shortage=on_shortage))
+        core, _ = play(config, make_episode(asks, SMALL_PAGE), [0.2, 0.6, 0.1, 0.3], check=True)
+        assert core.moved_chunks > 0 and core.counters.reused_tokens > 0
+        preemptions += core.counters.preemptions
+        times += [[float(request[field]) for field in TIMES] for request in core.requests]
+    assert preemptions > 0
+    return times
 
 
 def test_kernels_give_the_same_without_the_compiler():

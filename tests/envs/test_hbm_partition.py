@@ -22,6 +22,7 @@ from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.constants import CostConstants
 from hbmgym.envs.traces.episode import ROW, Episode
 from hbmgym.envs.traces.seeds import Part
+from hbmgym.memory_backend.migration import MigrateOnFailure
 
 PAGE_TOKENS = 64
 SERVING = {"window_s": 4.0, "hbm_gib": 8.0}
@@ -206,6 +207,8 @@ def test_the_initial_share_is_random_on_request() -> None:
         {"serving": {"constants": {"e_w": 2.0}}},
         {"serving": {"constants": {"t_fix_s": "0"}}},
         {"serving": {"constants": 3}},
+        {"serving": {"migrate": {"low": 0.5}}},
+        {"serving": {"migrate": {"chunks": "16"}}},
         {"serving": {"slots_per_request": 9}},
         {"part": "trian"},
         {"backend": "gpu"},
@@ -224,7 +227,7 @@ def test_serving_fields_may_come_from_json() -> None:
 
 
 def test_serving_fields_survive_being_taken_apart() -> None:
-    config = ServingConfig(constants=CostConstants(e_w=0.5, e_s=0.7))
+    config = ServingConfig(constants=CostConstants(e_w=0.5, e_s=0.7), migrate=MigrateOnFailure(high=0.4))
     assert serving_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 

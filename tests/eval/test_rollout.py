@@ -10,8 +10,10 @@ from hbmgym.controllers.base import Decision, Setup
 from hbmgym.controllers.demand import DemandController
 from hbmgym.controllers.registry import make_controller
 from hbmgym.controllers.static import StaticController
-from hbmgym.envs.serving.core import Core
+from hbmgym.envs.serving.config import Policies
+from hbmgym.envs.serving.core import Core, setup_hash
 from hbmgym.eval.rollout import cell_hash, evaluate, run_episode
+from hbmgym.memory_backend.migration import MigrateOnFailure
 
 from .traffic import CHAT, CONFIG, MIX
 
@@ -119,6 +121,20 @@ def test_a_static_controller_keeps_its_share_and_moves_nothing():
     assert rollout.cell["bytes_migrated"] == 0
     cap = core.layout.slots(0.4) // CONFIG.slots_per_request
     assert rollout.cell["concurrency_cap_mean"] == rollout.cell["concurrency_cap_min"] == cap
+
+
+def test_a_static_controller_leaves_chunks_where_shortages_moved_them():
+    migrating = dataclasses.replace(CONFIG, policies=Policies(on_shortage="migrate"))
+    cell = cells("static-0.9", dataclasses.replace(CHAT, load=4.0), migrating)[0]
+    assert cell["bytes_migrated"] > 0
+    assert cell["kv_share_max"] < 0.7, "the shortages were over before the measured part"
+
+
+@pytest.mark.parametrize("on_shortage", ["evict", "migrate", "float"])
+def test_the_thresholds_of_migrate_are_part_of_the_setup_where_they_act(on_shortage):
+    policies = Policies(on_shortage=on_shortage)
+    configs = [dataclasses.replace(CONFIG, policies=policies, migrate=MigrateOnFailure(chunks=n)) for n in (16, 32)]
+    assert (setup_hash(configs[0]) != setup_hash(configs[1])) == (on_shortage == "migrate")
 
 
 def test_the_measured_shares_leave_the_warm_up_out():

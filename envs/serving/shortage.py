@@ -1,0 +1,109 @@
+"""What happens when blocks run short (rule 9): `answer_shortage` decides.
+
+| on_shortage | as in | when a pool has too few blocks that are free or cached |
+|---|---|---|
+| evict | engines with a fixed split | whoever needs them waits, or preempts |
+| migrate | AVMP | chunks of the other pool arrive at once, and the next iteration is charged for the remap |
+| float | SGLang's unified memory | the other pool has given all but its live blocks, since one free room serves both |
+"""
+
+from hbmgym.memory_backend.jit import subkernel
+from hbmgym.memory_backend.migration import headroom, slots_after_migration
+from hbmgym.memory_backend.one_buffer import can_be_live, have_pages_free, have_slot_free, slots_can_pay
+from hbmgym.memory_backend.oplog import KV, SSM
+from hbmgym.memory_backend.pools import NONE, free_blocks
+from hbmgym.memory_backend.resize import change_split_now, most_slots_beside
+
+EVICT, MIGRATE, FLOAT = range(3)
+SHORTAGE_RULES = {"evict": EVICT, "migrate": MIGRATE, "float": FLOAT}
+
+
+@subkernel
+def lacking_pool(state, slots, pages):
+    """The pool that has no room for so many more live blocks, the slots' first; NONE when both have.
+
+    One buffer lacks bytes: that counts for the pool of which more bytes are needed.
+    """
+    kv, ssm = state.memory.kv.meta, state.memory.ssm.meta
+    if state.engine.on_shortage == FLOAT:
+        if can_be_live(state.memory, slots, pages):
+            return NONE
+        return SSM if slots * ssm.block_bytes > pages * kv.block_bytes else KV
+    if ssm.live + slots > ssm.limit:
+        return SSM
+    return KV if kv.live + pages > kv.limit else NONE
+
+
+@subkernel
+def answer_shortage(state, lacking, slots, pages, request_pages):
+    """Do what the rule allows about a request that needs so many slots and pages more, `request_pages` in all, and for
+    which pool `lacking` has no room; True when there is room now. What is cached may have changed."""
+    if state.engine.on_shortage == MIGRATE:
+        return _migrate(state, lacking, slots, pages, request_pages)
+    return False
+
+
+@subkernel
+def _migrate(state, lacking, slots, pages, request_pages):
+    """AVMP's rule, at most once at an iteration edge, and never while a requested split is under way."""
+    engine = state.engine
+    memory = state.memory
+    if engine.migrated_now != 0 or memory.kv.meta.chunks != memory.kv.meta.target_chunks:
+        return False
+    # Waiting cannot help a request that is larger than its pool, so neither thresholds nor throttle bind it.
+    can_wait = lacking == SSM or request_pages <= memory.kv.meta.capacity
+    if can_wait and not _thresholds_allow(state, lacking):
+        return False
+    found = slots_after_migration(memory, lacking, slots, pages, engine.migration_chunks)
+    if found == NONE:
+        return False
+    chunks, copied = change_split_now(memory, found, engine.now_s)
+    engine.debt_s += chunks * state.cost.chunk_move_s + copied * state.cost.block_copy_s_per_byte
+    engine.migrated_now = 1
+    engine.next_migration = engine.allocations + engine.migration_interval
+    return True
+
+
+@subkernel
+def _thresholds_allow(state, lacking):
+    engine = state.engine
+    short, other = state.memory.kv, state.memory.ssm
+    if lacking == SSM:
+        short, other = other, short
+    is_due = engine.allocations >= engine.next_migration
+    return is_due and headroom(short) < engine.migration_low and headroom(other) > engine.migration_high
+
+
+@subkernel
+def slots_within_reach(state):
+    """Slots that requests may hold at once: the SSM pool's; of one buffer, all that its live pages leave."""
+    if state.engine.on_shortage == FLOAT:
+        return max(most_slots_beside(state.memory, state.memory.kv.meta.live), state.memory.ssm.meta.live)
+    return state.memory.ssm.meta.limit
+
+
+@subkernel
+def prepare_slot(state):
+    """Before a slot is taken: free room and cached pages of one buffer come before cached slots."""
+    if state.engine.on_shortage == FLOAT:
+        _charge_copies(state, have_slot_free(state.memory, state.engine.now_s))
+
+
+@subkernel
+def prepare_pages(state, count):
+    """Before `count` pages are taken: free slots of one buffer come before cached pages, cached slots after them."""
+    if state.engine.on_shortage == FLOAT:
+        _charge_copies(state, have_pages_free(state.memory, count, state.engine.now_s))
+
+
+@subkernel
+def _charge_copies(state, copied):
+    state.engine.debt_s += copied * state.cost.block_copy_s_per_byte
+
+
+@subkernel
+def page_needs_an_edge(state):
+    """Can the next page change the split? Then it can cost time, and has to be taken at an iteration edge."""
+    if state.engine.on_shortage != FLOAT or free_blocks(state.memory.kv) > 0:
+        return False
+    return slots_can_pay(state.memory) or state.memory.kv.meta.cached == 0
