@@ -14,7 +14,7 @@ from hbmgym.controllers.observation import OBSERVATION_SIZE, OBSERVATION_TABLE, 
 from hbmgym.envs.render import HistoryFigure, ansi_line
 from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.serving.core import Core
-from hbmgym.envs.traces.episode import Episode
+from hbmgym.envs.traces.episode import Episode, Loop
 from hbmgym.envs.traces.seeds import SEED_RANGES, Part, check_seed
 from hbmgym.envs.workload import Workload, open_workloads
 from hbmgym.memory_backend.vmm import BACKENDS
@@ -100,13 +100,14 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     | `trace`                   | None           | path of a recorded trace, or several paths                        |
     | `part`                    | `"train"`      | range of seeds, and part of a recorded trace                      |
     | `load`                    | 1.0            | multiplies the arrival rate                                       |
+    | `loop`                    | `"open"`       | `"closed"`: a turn follows the end of the turn before             |
     | `backend`                 | `"accounting"` | who executes the op log; never changes a result                   |
     | `check`                   | False          | verify every invariant after every window                         |
     | `render_mode`             | None           | `"ansi"` (one line) or `"rgb_array"` (figure of the episode)      |
     | `serving`                 | None           | fields of `ServingConfig` that differ from their defaults         |
     | `absolute`                | set by the id  | the second row of the action table                                |
     | `randomise_initial_share` | False          | see starting state; for training                                  |
-    | `workload`                | None           | `Workload` object or several, in place of scenario, trace, load   |
+    | `workload`                | None           | `Workload` object or several, in place of scenario to loop        |
 
     All but `workload` can be written as JSON. Wrong ones raise a one-line ValueError.
 
@@ -129,6 +130,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         trace: str | Sequence[str] | None = None,
         part: Part = "train",
         load: float = 1.0,
+        loop: Loop = "open",
         backend: str = "accounting",
         check: bool = False,
         render_mode: str | None = None,
@@ -143,7 +145,8 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         config = serving_config(serving or {})
         self.core = Core(config, backend=backend, check=check)
         if workload is None:
-            self._workloads = open_workloads(config, scenarios=_listed(scenario), traces=_listed(trace), load=load)
+            scenarios, traces = _listed(scenario), _listed(trace)
+            self._workloads = open_workloads(config, scenarios=scenarios, traces=traces, load=load, loop=loop)
         else:
             self._workloads = list(workload) if isinstance(workload, Sequence) else [workload]
         self.workload = self._workloads[0]

@@ -9,7 +9,7 @@ from hbmgym.envs.calibration import class_rate, class_rates
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.traces.avmp_traffic import PaperTraffic, find_traffic
 from hbmgym.envs.traces.compose import compose, compose_generated
-from hbmgym.envs.traces.episode import Episode
+from hbmgym.envs.traces.episode import LOOPS, Episode, Loop
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import find_scenario, generate, generate_class
 from hbmgym.envs.traces.seeds import Part, check_seed
@@ -43,12 +43,13 @@ class ScenarioWorkload:
     rates: Mapping[str, float]
     load: float
     page_tokens: int
+    loop: Loop = "open"
 
     def episode(self, part: Part, seed: int) -> Episode:
         """Generated from the seed alone; raises SeedError when the seed is not of `part`."""
         check_seed(part, seed)
         trace = generate(self.name, seed, self.rates, self.load, WARMUP_S, MEASURED_S)
-        return compose_generated(trace, seed=seed, page_tokens=self.page_tokens, warmup_s=WARMUP_S)
+        return compose_generated(trace, seed=seed, page_tokens=self.page_tokens, warmup_s=WARMUP_S, loop=self.loop)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class TraceWorkload:
     trace: Trace
     load: float
     page_tokens: int
+    loop: Loop = "open"
 
     @property
     def name(self) -> str:
@@ -92,7 +94,13 @@ class TraceWorkload:
     def episode(self, part: Part, seed: int) -> Episode:
         """A slice of `part`; the seed varies jitter and start. Raises TraceError and SeedError."""
         return compose(
-            self.trace, part=part, seed=seed, page_tokens=self.page_tokens, load=self.load, warmup_s=WARMUP_S
+            self.trace,
+            part=part,
+            seed=seed,
+            page_tokens=self.page_tokens,
+            load=self.load,
+            warmup_s=WARMUP_S,
+            loop=self.loop,
         )
 
 
@@ -103,20 +111,26 @@ def open_workloads(
     traces: Sequence[str | Path] = (),
     load: float = 1.0,
     tick_s: float | None = None,
+    loop: Loop = "open",
 ) -> list[Workload]:
     """One workload per scenario and per trace file; the default scenario if there is neither.
 
     `tick_s`: how long a tick of the avmp- scenarios lasts at load 1; None has it calibrated like other rates.
+    `loop`: whether turns arrive on the trace's clock or follow the end of the turn before (closed).
     A scenario whose rates are not known for this configuration is calibrated first, once, which takes about a minute.
     """
     if not LEAST_LOAD <= load <= MOST_LOAD:
         raise ValueError(f"load is {load}, expected a number from {LEAST_LOAD:g} to {MOST_LOAD:g}")
+    if loop not in LOOPS:
+        raise ValueError(f"loop is {loop!r}, expected one of: {', '.join(LOOPS)}")
     scenarios = scenarios if scenarios or traces else (DEFAULT_SCENARIO,)
-    recorded = [TraceWorkload(load_trace(Path(path)), load, config.page_tokens) for path in traces]
+    recorded = [TraceWorkload(load_trace(Path(path)), load, config.page_tokens, loop) for path in traces]
     traffic = {name: found for name in scenarios if (found := find_traffic(name)) is not None}
     for name in scenarios:
         if name not in traffic:
             find_scenario(name)
+    if loop == "closed" and traffic:
+        raise ValueError(f"loop is 'closed', but no request of {', '.join(traffic)} follows another one")
     if tick_s is not None:
         _check_tick(tick_s, bool(traffic))
     names = [*(traffic[name].name if name in traffic else name for name in scenarios), *(w.name for w in recorded)]
@@ -125,7 +139,7 @@ def open_workloads(
 
     def open_scenario(name: str) -> Workload:
         if name not in traffic:
-            return ScenarioWorkload(name, class_rates(name, config), load, config.page_tokens)
+            return ScenarioWorkload(name, class_rates(name, config), load, config.page_tokens, loop)
         group = traffic[name]
         rate_per_s = class_rate(group, config) if tick_s is None else group.requests_per_tick / tick_s
         return PaperTrafficWorkload(group, load * rate_per_s, config.page_tokens)

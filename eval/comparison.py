@@ -58,6 +58,11 @@ class WorkloadResult:
     cells: list[Cell]
 
     @property
+    def loop(self) -> str:
+        """open or closed."""
+        return str(self.cells[0]["loop"])
+
+    @property
     def controllers(self) -> list[str]:
         return list(dict.fromkeys(cell["controller"] for cell in self.cells))
 

@@ -1,4 +1,7 @@
-"""rho: how much of what the best static split could serve does the traffic offer?"""
+"""rho: how much of what the best static split could serve does the traffic offer?
+
+A closed loop offers what is taken from it; its rho is that of the same rows in their open-loop order.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,10 +22,10 @@ MAX_SLOWDOWN = 20.0
 
 
 def saturated(episode: Episode) -> Episode:
-    """The same rows, all arriving almost at once."""
+    """The same rows in an open loop, all arriving almost at once."""
     rows = episode.rows.copy().view(np.recarray)
     rows["arrival_s"] /= COMPRESSION
-    return dataclasses.replace(episode, rows=rows)
+    return dataclasses.replace(episode, rows=rows, loop="open")
 
 
 def rho_at(share: float, episode: Episode, config: ServingConfig) -> float:

@@ -9,6 +9,7 @@ from hbmgym.cli import option
 from hbmgym.envs.serving.config import SGLANG_SLOTS, Policies, ServingConfig, parse_slots_per_request
 from hbmgym.envs.serving.constants import LOADED
 from hbmgym.envs.serving.costs import read_costs
+from hbmgym.envs.traces.episode import LOOPS
 from hbmgym.envs.traces.pages import output_id_fraction
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.envs.workload import PaperTrafficWorkload, TraceWorkload, Workload, open_workloads
@@ -31,6 +32,7 @@ class ServingOptions:
     tensor_parallel: int = option(_DEFAULTS.tensor_parallel, "GPUs that share the weights, pages and slots")
     hbm_gib: float = option(_DEFAULTS.hbm_gib, "GiB of HBM for both pools together, on each GPU")
     load: float = option(1.0, "multiplies the arrival rate; 1 is as recorded, or as calibrated")
+    loop: str = option("open", "open: fixed arrivals; closed: a turn follows the end of the turn before", choices=LOOPS)
     tick_s: float = option(0.0, "seconds per tick of the avmp- scenarios at load 1; 0 calibrates it")
     kv_dtype: str = option(_DEFAULTS.kv_dtype, "dtype of the KV cache: bf16 or fp8")
     state_dtype: str = option(_DEFAULTS.state_dtype, "dtype of the recurrent state: fp32 or bf16")
@@ -63,7 +65,12 @@ class ServingOptions:
     def workloads(self, config: ServingConfig) -> list[Workload]:
         """One per scenario and trace; raises ValueError with one line."""
         return open_workloads(
-            config, scenarios=self.scenario, traces=self.trace, load=self.load, tick_s=self.tick_s or None
+            config,
+            scenarios=self.scenario,
+            traces=self.trace,
+            load=self.load,
+            tick_s=self.tick_s or None,
+            loop=self.loop,  # type: ignore[arg-type]
         )
 
     def announce(self, workloads: Sequence[Workload], part: Part, seed: int) -> None:

@@ -1,6 +1,5 @@
 """One episode with bytes really moved, beside the same episode on accounting: metrics equal, every stamp read back."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +49,7 @@ class Replay:
 
 def excerpt(episode: Episode, length_s: float = EXCERPT_S) -> Episode:
     """The first `length_s` seconds, a quarter of them warm-up; with real states copied, a whole one is slow."""
-    rows = episode.rows[episode.rows["arrival_s"] < length_s].copy().view(np.recarray)
-    rows["measured"] = rows["arrival_s"] >= length_s / 4
-    horizon_s = min(length_s, episode.horizon_s)
-    return dataclasses.replace(episode, rows=rows, warmup_s=length_s / 4, horizon_s=horizon_s)
+    return episode.until(length_s, length_s / 4)
 
 
 def replay(controller: Controller, config: ServingConfig, episode: Episode, backend: str) -> Replay:

@@ -15,6 +15,8 @@ from hbmgym.envs.traces.episode import Episode
 
 MAX_DRAIN_S = 3600.0
 """After the horizon the engine drains for at most this long; what is unfinished then is a miss."""
+MAX_CLOSED_SPANS = 20.0
+"""A closed loop has no last arrival: its sessions may take so many times the horizon to come to their ends."""
 
 Cell = dict[str, Any]
 """One row of cells.json: plain numbers and strings, equal for equal inputs whatever the executor."""
@@ -56,7 +58,8 @@ def run_episode(
     history: dict[str, list[float]] = {name: [] for name in _HISTORY}
     decisions_s: list[float] = []
     started = time.perf_counter()
-    while not core.done and core.now_s < episode.horizon_s + MAX_DRAIN_S:
+    until_s = last_s(episode)
+    while not core.done and core.now_s < until_s:
         before = time.perf_counter()
         decision = controller.act(telemetry)
         decisions_s.append(time.perf_counter() - before)
@@ -72,6 +75,13 @@ def run_episode(
     return Rollout(_cell(name, core, episode, history), _timing(name, core, episode, decisions_s, wall_s), history)
 
 
+def last_s(episode: Episode) -> float:
+    """Simulated time at which a rollout ends, finished or not; a row without a first token then costs the most."""
+    if episode.loop == "closed":
+        return MAX_CLOSED_SPANS * episode.horizon_s
+    return episode.horizon_s + MAX_DRAIN_S
+
+
 def _cell(name: str, core: Core, episode: Episode, history: dict[str, list[float]]) -> Cell:
     times = np.array(history["time_s"])
     measured = (times > episode.warmup_s) & (times <= episode.horizon_s + core.config.window_s)
@@ -82,6 +92,7 @@ def _cell(name: str, core: Core, episode: Episode, history: dict[str, list[float
         "controller": name,
         "trace": episode.name,
         "seed": episode.seed,
+        "loop": episode.loop,
         "model": core.config.model,
         "budget_bytes": core.layout.budget_bytes,
         "mapped_chunks": core.mapped_chunks,
@@ -102,8 +113,9 @@ def _cell(name: str, core: Core, episode: Episode, history: dict[str, list[float
 
 def cell_hash(setup: str, episode: Episode) -> str:
     """Of the setup and everything that arrives."""
-    digest = hashlib.sha256(f"{setup} {episode.name} {episode.seed}".encode())
+    digest = hashlib.sha256(f"{setup} {episode.name} {episode.seed} {episode.loop}".encode())
     digest.update(episode.rows.tobytes())
+    digest.update(episode.followers.tobytes())
     digest.update(episode.refs.tobytes())
     return digest.hexdigest()[:16]
 

@@ -26,7 +26,8 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 
 def summary_lines(result: WorkloadResult) -> list[str]:
     """What the table says, in words."""
-    lines = [f"rho {result.rho:.2f}" + (" (overloaded: conclude nothing from TTFT)" if result.rho > 1.0 else "")]
+    lines = [f"rho {result.rho:.2f}" + (" of the same rows in an open loop" if result.loop == "closed" else "")]
+    lines[0] += " (overloaded: conclude nothing from TTFT)" if result.rho > 1.0 else ""
     best = result.best_static
     room, room_p99 = result.room("cost"), result.room("ttft_p99_s")
     if room is not None:
@@ -102,7 +103,9 @@ _COLUMNS = (
 
 def _table(result: WorkloadResult) -> Table:
     seeds = len(result.column(result.controllers[0], "cost"))
-    table = Table(title=f"{result.name}: {seeds} episodes, means; cost with its 95 % interval", pad_edge=False)
+    loop = ", closed loop" if result.loop == "closed" else ""
+    title = f"{result.name}{loop}: {seeds} episodes, means; cost with its 95 % interval"
+    table = Table(title=title, pad_edge=False)
     table.add_column("controller", no_wrap=True)
     for title in _COLUMNS:
         table.add_column(title, justify="right", no_wrap=True)

@@ -12,6 +12,7 @@ from hbmgym.controllers.registry import make_controller
 from hbmgym.envs.calibration import LOAD_FACTOR, find_largest_load
 from hbmgym.envs.serving.config import GIB, ServingConfig
 from hbmgym.envs.serving.core import make_layout
+from hbmgym.envs.traces.episode import Loop
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.workload import TraceWorkload, Workload, open_workloads
@@ -87,10 +88,11 @@ def _host_gib() -> float:
 
 def _scaled_workload(options: TrainOptions, config: ServingConfig) -> Workload:
     """The run's first workload at the load that the scaled budget can carry."""
+    loop: Loop = options.loop  # type: ignore[assignment]
     if options.trace and not options.scenario:
         trace = load_trace(Path(options.trace[0]))
-        return TraceWorkload(trace, LOAD_FACTOR * find_largest_load(trace, config), config.page_tokens)
-    return open_workloads(config, scenarios=options.scenario[:1])[0]
+        return TraceWorkload(trace, LOAD_FACTOR * find_largest_load(trace, config), config.page_tokens, loop)
+    return open_workloads(config, scenarios=options.scenario[:1], loop=loop)[0]
 
 
 def idle_lines(comparison: Comparison) -> list[str]:

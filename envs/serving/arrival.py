@@ -1,36 +1,66 @@
-"""Who comes and who leaves unserved: arrival, the queue, children held for a parent, rejection (rules 8, 13)."""
+"""Who comes and who leaves unserved: arrival, the queue, rows held for what they need, rejection (rules 8, 13)."""
 
-from hbmgym.envs.serving.order import push_first, push_last, remove
-from hbmgym.envs.serving.state import DEADLINE, DOES_NOT_FIT, FINISHED, HELD, HOLD, QUEUE, REJECTED, WAITING
+import math
+
+from hbmgym.envs.serving.order import add_event, cancel_event, next_event, push_first, push_last, remove
+from hbmgym.envs.serving.state import DEADLINE, DOES_NOT_FIT, HELD, HOLD, QUEUE, REJECTED, RELEASES, WAITING
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.pools import NONE
 
 
 @subkernel
 def pull_arrivals(state):
-    """Let every row that has arrived by now join the queue, wait for its parent, or be rejected."""
+    """Let every row that has arrived by now join the queue, wait for its needs, or be rejected."""
+    while state.engine.next_arrival_s <= state.engine.now_s:
+        _arrive(state, _take_next(state))
+
+
+@subkernel
+def _take_next(state):
+    """The row that arrives next, of two at one time the lower: its arrival is fixed, or set since its needs ended."""
     engine = state.engine
-    while engine.next_row < len(state.rows) and state.rows[engine.next_row].arrival_s <= engine.now_s:
-        row = engine.next_row
+    row, fixed_s = engine.next_row, _fixed_arrival_s(state)
+    released, released_s = state.heaps[RELEASES, 0], next_event(state, RELEASES)
+    if released_s < fixed_s or (released_s == fixed_s and released < row):
+        row = released
+        cancel_event(state, RELEASES, row)
+    else:
+        state.requests[row].arrival_s = fixed_s
+        _pass_fixed(state)
+    engine.next_arrival_s = min(_fixed_arrival_s(state), next_event(state, RELEASES))
+    return row
+
+
+@subkernel
+def _fixed_arrival_s(state):
+    return state.rows[state.engine.next_row].arrival_s if state.engine.next_row < len(state.rows) else math.inf
+
+
+@subkernel
+def _pass_fixed(state):
+    """Go on to the next row whose arrival is fixed; in a closed loop that of a row with needs is not."""
+    engine = state.engine
+    engine.next_row += 1
+    while engine.closed != 0 and engine.next_row < len(state.rows) and state.rows[engine.next_row].needs > 0:
         engine.next_row += 1
-        engine.arrived += 1
-        engine.arrived_tokens += state.rows[row].input_tokens
-        _arrive(state, row)
 
 
 @subkernel
 def _arrive(state, row):
+    engine = state.engine
     trace = state.rows[row]
     request = state.requests[row]
+    engine.arrived += 1
+    engine.arrived_tokens += trace.input_tokens
     request.goal = trace.input_tokens
-    request.waits_since_s = trace.arrival_s
+    request.waits_since_s = request.arrival_s
     # The last output token is never written to the cache.
-    pages = -(-(trace.input_tokens + trace.output_tokens - 1) // state.engine.page_tokens)
-    if pages > state.engine.max_pages:
-        reject(state, row, DOES_NOT_FIT, trace.arrival_s)
-    elif trace.parent != NONE and state.requests[trace.parent].status < FINISHED:
+    pages = -(-(trace.input_tokens + trace.output_tokens - 1) // engine.page_tokens)
+    if pages > engine.max_pages:
+        reject(state, row, DOES_NOT_FIT, request.arrival_s)
+    elif request.unmet > 0:
         request.status = HELD
-        state.engine.held += 1
+        engine.held += 1
         push_last(state, HOLD, row)
     else:
         enqueue_last(state, row)
@@ -66,16 +96,24 @@ def leave_queue(state, row):
 
 
 @subkernel
-def release_children(state, row):
-    """Children that were held for this request join the queue, in order of arrival."""
-    child = state.ends[HOLD, 0]
-    while child != NONE:
-        after = state.requests[child].next
-        if state.rows[child].parent == row:
-            remove(state, HOLD, child)
+def release_followers(state, row):
+    """A request has ended: rows that needed nothing else join the queue if they are held for it, in order of arrival;
+    in a closed loop they arrive after their gap."""
+    trace = state.rows[row]
+    for i in range(trace.followers_off, trace.followers_off + trace.followers):
+        follower = state.followers[i]
+        request = state.requests[follower]
+        request.unmet -= 1
+        if request.unmet > 0:
+            continue
+        if state.engine.closed != 0:
+            request.arrival_s = state.requests[row].ended_s + state.rows[follower].gap_s
+            add_event(state, RELEASES, follower, request.arrival_s)
+            state.engine.next_arrival_s = min(state.engine.next_arrival_s, request.arrival_s)
+        elif request.status == HELD:
+            remove(state, HOLD, follower)
             state.engine.held -= 1
-            enqueue_last(state, child)
-        child = after
+            enqueue_last(state, follower)
 
 
 @subkernel
@@ -105,7 +143,7 @@ def reject(state, row, reason, at_s):
     request.ended_s = at_s
     state.engine.rejected += 1
     book_miss(state, row)
-    release_children(state, row)
+    release_followers(state, row)
 
 
 @subkernel
@@ -114,3 +152,10 @@ def book_miss(state, row):
     if state.requests[row].missed == 0:
         state.requests[row].missed = 1
         state.engine.missed += 1
+
+
+@subkernel
+def is_older(state, row, other):
+    """Old and young go by arrival; of two that arrived together the lower row is older."""
+    arrival_s, other_s = state.requests[row].arrival_s, state.requests[other].arrival_s
+    return arrival_s < other_s or (arrival_s == other_s and row < other)

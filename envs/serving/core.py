@@ -17,9 +17,11 @@ from hbmgym.envs.serving.state import (
     DECODING,
     EXAMPLE_STATE,
     FINISHED,
+    FUTURE,
     HELD,
     PREFILLING,
     REJECTED,
+    RELEASES,
     WAITING,
     State,
     make_state,
@@ -196,7 +198,7 @@ class Core:
             order=ORDERS[config.policies.eviction],
         )
         self._write_values(memory)
-        state = make_state(memory, episode.rows, episode.refs, self.cost, config.page_tokens)
+        state = make_state(memory, episode, self.cost)
         engine = state.engine
         engine.slots_per_request = config.slots_per_request
         engine.decode_snapshot_tokens = config.decode_snapshot_tokens
@@ -328,6 +330,9 @@ class Core:
         arrived = len(requests) - count[0]
         assert engine.arrived == arrived == count[1:].sum(), "arrived != held + waiting + running + finished + rejected"
         assert (engine.held, engine.waiting) == (count[HELD], count[WAITING]), "waiting requests are miscounted"
+        released = (requests["status"] == FUTURE) & (requests["unmet"] == 0) & (self.episode.rows["needs"] > 0)
+        expected = (0, released.sum()) if engine.closed else (engine.held, 0)
+        assert (engine.held, self._state.heap_sizes[RELEASES]) == expected, "rows with needs are miscounted"
         assert (engine.prefilling, engine.decoding) == (count[PREFILLING], count[DECODING]), (
             "running ones are miscounted"
         )

@@ -1,11 +1,20 @@
 """From the first token to the end: growth, preemption, finish, and how memory is given back (rules 6, 7)."""
 
 from hbmgym.envs.serving.admission import grow
-from hbmgym.envs.serving.arrival import book_miss, enqueue_first, reject, release_children
+from hbmgym.envs.serving.arrival import book_miss, enqueue_first, is_older, reject, release_followers
 from hbmgym.envs.serving.order import add_event, cancel_event, push_last, remove
 from hbmgym.envs.serving.shortage import MIGRATE, answer_shortage, page_needs_an_edge, prepare_pages
 from hbmgym.envs.serving.snapshots import pop_private_page, publish_computed
-from hbmgym.envs.serving.state import DECODING, DOES_NOT_FIT, FINISHED, GROWTH, HOLD, PREFILL, WORST_RATIO
+from hbmgym.envs.serving.state import (
+    DECODE_EVENTS,
+    DECODING,
+    DOES_NOT_FIT,
+    FINISHED,
+    GROWTH,
+    HOLD,
+    PREFILL,
+    WORST_RATIO,
+)
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.oplog import KV
 from hbmgym.memory_backend.pools import NONE, abandon, release, unpin
@@ -50,7 +59,7 @@ def schedule_decode_event(state, row):
         if boundary <= context:
             boundary = (tokens + engine.decode_snapshot_tokens) // engine.page_tokens * engine.page_tokens
         iteration = min(end, request.joined_at + boundary - request.goal)
-    add_event(state, row, iteration)
+    add_event(state, DECODE_EVENTS, row, float(iteration))
 
 
 @subkernel
@@ -76,7 +85,7 @@ def _stop_running(state, row):
         request.generated = generated_by(state, row)
         remove(state, _growth_list(state, row), row)
         if request.heap_place != NONE:
-            cancel_event(state, row)
+            cancel_event(state, DECODE_EVENTS, row)
         engine.decoding -= 1
         engine.context_tokens -= tokens
     else:
@@ -140,7 +149,7 @@ def finish(state, row):
         engine.met += 1
     else:
         book_miss(state, row)
-    release_children(state, row)
+    release_followers(state, row)
 
 
 @subkernel
@@ -188,11 +197,13 @@ def _make_room(state, needy):
     for where in range(PREFILL, len(state.ends)):
         row = state.ends[where, 0]
         while row != NONE and where != HOLD:
-            oldest = min(oldest, row)
-            if state.requests[row].preemptions < state.engine.max_preemptions:
-                youngest = max(youngest, row)
+            if is_older(state, row, oldest):
+                oldest = row
+            may_go = state.requests[row].preemptions < state.engine.max_preemptions
+            if may_go and (youngest == NONE or is_older(state, youngest, row)):
+                youngest = row
             row = state.requests[row].next
-    if youngest > oldest:
+    if youngest != NONE and youngest != oldest:
         _preempt(state, youngest)
     else:
         _give_back(state, needy, _stop_running(state, needy))

@@ -15,7 +15,7 @@ from hbmgym.envs.serving.snapshots import (
     save_decode_snapshot,
     save_prefill_snapshot,
 )
-from hbmgym.envs.serving.state import PREFILL, WORST_RATIO, state_at
+from hbmgym.envs.serving.state import DECODE_EVENTS, PREFILL, WORST_RATIO, state_at
 from hbmgym.memory_backend.eviction import turn_epoch
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, NOTHING, SSM
@@ -190,7 +190,7 @@ def _book_first_token(state, row):
     engine = state.engine
     request = state.requests[row]
     request.first_token_s = engine.now_s
-    ratio = (engine.now_s - state.rows[row].arrival_s) / request.ttft_slo_s
+    ratio = (engine.now_s - request.arrival_s) / request.ttft_slo_s
     engine.first_tokens += 1
     engine.ttft_over_slo += min(ratio, WORST_RATIO)
     if ratio > 1.0:
@@ -200,9 +200,9 @@ def _book_first_token(state, row):
 @subkernel
 def _handle_decode_events(state):
     engine = state.engine
-    while engine.heap_size > 0 and next_event(state) <= engine.iterations:
-        row = state.heap[0]
-        cancel_event(state, row)
+    while next_event(state, DECODE_EVENTS) <= engine.iterations:
+        row = state.heaps[DECODE_EVENTS, 0]
+        cancel_event(state, DECODE_EVENTS, row)
         if generated_by(state, row) >= state.rows[row].output_tokens:
             finish(state, row)
         else:
@@ -216,12 +216,8 @@ def _next_change_s(state, until_s):
     """The next time at which something other than decoding happens."""
     engine = state.engine
     change_s = min(until_s, state.memory.split.tick_s, engine.epoch_end_s)
-    if engine.waiting > 0:
-        # A blocked head waits for memory; arrivals behind it change nothing before that.
-        change_s = min(change_s, head_deadline_s(state))
-    elif engine.next_row < len(state.rows):
-        change_s = min(change_s, state.rows[engine.next_row].arrival_s)
-    return change_s
+    # A blocked head waits for memory; arrivals behind it change nothing before that.
+    return min(change_s, head_deadline_s(state) if engine.waiting > 0 else engine.next_arrival_s)
 
 
 @subkernel
@@ -235,7 +231,7 @@ def _decode_span(state, until_s):
     engine = state.engine
     seconds = _next_change_s(state, until_s) - engine.now_s - engine.debt_s
     count = decode_iterations_until(state.cost, engine.decoding, engine.context_tokens, seconds)
-    count = min(count, next_event(state) - engine.iterations)
+    count = min(count, int(next_event(state, DECODE_EVENTS)) - engine.iterations)
     # A head that has not been tried, or may fare better now, is tried at the next edge.
     if _head_is_to_be_tried(engine):
         count = 1

@@ -1,7 +1,7 @@
 """What happened to the requests of an episode: each metric is defined here and nowhere else.
 
-All are taken over the rows that arrive in the measured part. A request without a first token (rejected or never
-finished) enters the TTFT figures with WORST_RATIO times its TTFT SLO, which is also what it costs.
+All are taken over the measured rows. A request without a first token (rejected, never finished, or in a closed loop
+never sent) enters the TTFT figures with WORST_RATIO times its TTFT SLO, which is also what it costs.
 """
 
 import numpy as np
@@ -10,9 +10,9 @@ from hbmgym.envs.serving.state import DOES_NOT_FIT, FINISHED, REJECTED, WORST_RA
 from hbmgym.envs.traces.episode import Episode
 
 
-def ttft_s(rows: np.ndarray, requests: np.ndarray) -> np.ndarray:
+def ttft_s(requests: np.ndarray) -> np.ndarray:
     """Seconds from arrival to first token, shape (n,)."""
-    measured = requests["first_token_s"] - rows["arrival_s"]
+    measured = requests["first_token_s"] - requests["arrival_s"]
     return np.where(np.isnan(measured), WORST_RATIO * requests["ttft_slo_s"], measured)
 
 
@@ -26,7 +26,7 @@ def tpot_s(rows: np.ndarray, requests: np.ndarray) -> np.ndarray:
 
 def slo_ratio(rows: np.ndarray, requests: np.ndarray, tpot_slo_s: float) -> np.ndarray:
     """max(TTFT / TTFT SLO, TPOT / TPOT SLO), shape (n,); inf for a request that did not finish."""
-    ttft_ratio = ttft_s(rows, requests) / requests["ttft_slo_s"]
+    ttft_ratio = ttft_s(requests) / requests["ttft_slo_s"]
     ratio = np.fmax(ttft_ratio, tpot_s(rows, requests) / tpot_slo_s)
     return np.where(requests["status"] == FINISHED, ratio, np.inf)
 
@@ -41,7 +41,7 @@ def episode_metrics(episode: Episode, requests: np.ndarray, tpot_slo_s: float) -
     measured = episode.rows["measured"] == 1
     rows, requests = episode.rows[measured], requests[measured]
     ratio = slo_ratio(rows, requests, tpot_slo_s)
-    ttft, tpot = ttft_s(rows, requests), tpot_s(rows, requests)
+    ttft, tpot = ttft_s(requests), tpot_s(rows, requests)
     tpot = tpot[~np.isnan(tpot)]
     met = ratio <= 1.0
     admitted = ~np.isnan(requests["admitted_s"])

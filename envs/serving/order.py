@@ -1,4 +1,6 @@
-"""Lists of requests and the heap of decode events, both without allocation."""
+"""Lists and heaps of requests, without allocation."""
+
+import math
 
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.pools import NONE
@@ -45,66 +47,70 @@ def remove(state, where, row):
 
 
 @subkernel
-def _place(state, place, row):
-    state.heap[place] = row
+def _place(state, heap, place, row):
+    state.heaps[heap, place] = row
     state.requests[row].heap_place = place
 
 
 @subkernel
-def _sift_up(state, place, row):
-    key = state.requests[row].event_key
-    while place > 0:
-        parent = (place - 1) // 2
-        if state.requests[state.heap[parent]].event_key <= key:
-            break
-        _place(state, place, state.heap[parent])
-        place = parent
-    _place(state, place, row)
+def _comes_before(state, row, other):
+    key, other_key = state.requests[row].event_key, state.requests[other].event_key
+    return key < other_key or (key == other_key and row < other)
 
 
 @subkernel
-def _sift_down(state, place, row):
-    key = state.requests[row].event_key
-    size = state.engine.heap_size
+def _sift_up(state, heap, place, row):
+    while place > 0:
+        parent = (place - 1) // 2
+        if not _comes_before(state, row, state.heaps[heap, parent]):
+            break
+        _place(state, heap, place, state.heaps[heap, parent])
+        place = parent
+    _place(state, heap, place, row)
+
+
+@subkernel
+def _sift_down(state, heap, place, row):
+    size = state.heap_sizes[heap]
     while True:
         child = 2 * place + 1
         if child >= size:
             break
         right = child + 1
-        if right < size and (state.requests[state.heap[right]].event_key < state.requests[state.heap[child]].event_key):
+        if right < size and _comes_before(state, state.heaps[heap, right], state.heaps[heap, child]):
             child = right
-        if state.requests[state.heap[child]].event_key >= key:
+        if not _comes_before(state, state.heaps[heap, child], row):
             break
-        _place(state, place, state.heap[child])
+        _place(state, heap, place, state.heaps[heap, child])
         place = child
-    _place(state, place, row)
+    _place(state, heap, place, row)
 
 
 @subkernel
-def add_event(state, row, iteration):
-    """Remember that something happens to a decoding request after `iteration`; ties go in order of arrival."""
-    state.requests[row].event_key = (iteration << 28) | row
-    state.engine.heap_size += 1
-    _sift_up(state, state.engine.heap_size - 1, row)
+def add_event(state, heap, row, key):
+    """Put a request into a heap; of equal keys the lower row comes first."""
+    state.requests[row].event_key = key
+    state.heap_sizes[heap] += 1
+    _sift_up(state, heap, state.heap_sizes[heap] - 1, row)
 
 
 @subkernel
-def next_event(state):
-    """The iteration after which the next event happens; the heap must not be empty."""
-    return state.requests[state.heap[0]].event_key >> 28
+def next_event(state, heap):
+    """The lowest key of a heap, inf when it is empty."""
+    return state.requests[state.heaps[heap, 0]].event_key if state.heap_sizes[heap] > 0 else math.inf
 
 
 @subkernel
-def cancel_event(state, row):
-    """Take a request's event out of the heap."""
+def cancel_event(state, heap, row):
+    """Take a request out of the heap that holds it."""
     place = state.requests[row].heap_place
     state.requests[row].heap_place = NONE
-    state.engine.heap_size -= 1
-    size = state.engine.heap_size
+    state.heap_sizes[heap] -= 1
+    size = state.heap_sizes[heap]
     if place == size:
         return
-    moved = state.heap[size]
-    if place > 0 and (state.requests[state.heap[(place - 1) // 2]].event_key > state.requests[moved].event_key):
-        _sift_up(state, place, moved)
+    moved = state.heaps[heap, size]
+    if place > 0 and _comes_before(state, moved, state.heaps[heap, (place - 1) // 2]):
+        _sift_up(state, heap, place, moved)
     else:
-        _sift_down(state, place, moved)
+        _sift_down(state, heap, place, moved)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hbmgym.envs.serving.cost_model import COST
-from hbmgym.envs.traces.episode import ROW
+from hbmgym.envs.traces.episode import ROW, Episode
 from hbmgym.memory_backend.pools import NONE
 from hbmgym.memory_backend.prefix_cache import EXAMPLE_MEMORY, Memory
 from hbmgym.memory_backend.table import table_reader
@@ -24,7 +24,8 @@ REQUEST = np.dtype(
         ("missed", "i4"),  # 1 once its SLO miss is booked
         ("prev", "i4"),  # neighbours in the one list that holds the request
         ("next", "i4"),
-        ("heap_place", "i4"),
+        ("heap_place", "i4"),  # in the one heap that holds the request
+        ("unmet", "i4"),  # needs that have not ended
         ("goal", "i4"),  # tokens to prefill: the prompt, after a preemption also what was generated
         ("computed", "i4"),  # tokens of the goal whose KV is there
         ("chunk", "i4"),  # tokens that this iteration adds
@@ -40,8 +41,9 @@ REQUEST = np.dtype(
         ("branch_depth", "i4"),  # pages after which prefill stops to save a branch snapshot, 0: none
         ("reused_tokens", "i4"),  # at the first admission
         ("joined_at", "i8"),  # iteration count at which the request joined the decoding ones
-        ("event_key", "i8"),
+        ("event_key", "f8"),
         ("ttft_slo_s", "f8"),
+        ("arrival_s", "f8"),  # NaN while it is not known
         ("waits_since_s", "f8"),
         ("admitted_s", "f8"),  # first admission; NaN until then, as the next two
         ("first_token_s", "f8"),
@@ -54,7 +56,8 @@ ENGINE = np.dtype(
     [
         ("now_s", "f8"),
         ("iterations", "i8"),
-        ("next_row", "i8"),  # first row that has not arrived
+        ("next_row", "i8"),  # the next row whose arrival is fixed
+        ("next_arrival_s", "f8"),  # of the row that arrives next as far as is known, inf: none
         ("decoding", "i8"),
         ("context_tokens", "i8"),  # of the decoding requests together
         ("prefilling", "i8"),
@@ -62,7 +65,6 @@ ENGINE = np.dtype(
         ("held", "i8"),
         ("finished", "i8"),
         ("rejected", "i8"),
-        ("heap_size", "i8"),
         ("head_tried", "i8"),  # 1 while the queue's head is known to be blocked
         ("blocked_on", "i8"),  # KV or SSM while the head is blocked, else NONE
         ("preempted_now", "i8"),  # this iteration preempted, so it admits nobody
@@ -75,6 +77,7 @@ ENGINE = np.dtype(
         ("next_migration", "i8"),  # allocations from which on a shortage may migrate again
         ("migrated_now", "i8"),  # a shortage has migrated at this iteration edge
         # settings
+        ("closed", "i8"),  # 1: a row with needs arrives its gap after the last of them has ended
         ("slots_per_request", "i8"),
         ("page_tokens", "i8"),
         ("decode_snapshot_tokens", "i8"),
@@ -113,9 +116,13 @@ ENGINE = np.dtype(
     align=True,
 )
 
-# Lists of requests: the queue, the prefilling ones, those held for their parent, then one per residue of the
+# Lists of requests: the queue, the prefilling ones, those held for their needs, then one per residue of the
 # iteration count at which a decoding request needs its next page.
 QUEUE, PREFILL, HOLD, GROWTH = range(4)
+
+# Heaps of requests: decoding ones by the iteration after which something happens to them, and, in a closed loop, those
+# whose needs have ended by their arrival.
+DECODE_EVENTS, RELEASES, HEAPS = range(3)
 
 
 class State(NamedTuple):
@@ -123,12 +130,15 @@ class State(NamedTuple):
 
     memory: Memory
     rows: np.ndarray
+    followers: np.ndarray
     refs: np.ndarray
     requests: np.recarray
     ends: np.ndarray
     """int32, shape (lists, 2): first and last request of each list."""
-    heap: np.ndarray
-    """int32: decoding requests, ordered by event_key."""
+    heaps: np.ndarray
+    """int32, shape (HEAPS, n): requests ordered by event_key."""
+    heap_sizes: np.ndarray
+    """int64, shape (HEAPS,)."""
     engine: np.record
     cost: np.record
 
@@ -138,20 +148,24 @@ def make_requests(count: int) -> np.recarray:
     requests = np.zeros(max(count, 1), REQUEST).view(np.recarray)
     for field in ("prev", "next", "heap_place", "first_page", "last_page", "working", "reserved", "idle_slots"):
         requests[field] = NONE
-    for field in ("admitted_s", "first_token_s", "ended_s"):
+    for field in ("arrival_s", "admitted_s", "first_token_s", "ended_s"):
         requests[field] = np.nan
     return requests
 
 
-def make_state(memory: Memory, rows: np.ndarray, refs: np.ndarray, cost: np.record, page_tokens: int) -> State:
-    """The state before anything has arrived; the settings in its ENGINE record are still to be written."""
-    requests = make_requests(len(rows))
+def make_state(memory: Memory, episode: Episode, cost: np.record) -> State:
+    """The state before anything has arrived; most settings in its ENGINE record are still to be written."""
+    requests = make_requests(len(episode.rows))
+    requests["unmet"][: len(episode.rows)] = episode.rows["needs"]
     engine = _record(ENGINE)
-    engine.page_tokens = page_tokens
+    engine.page_tokens = episode.page_tokens
+    engine.closed = int(episode.loop == "closed")
+    engine.next_arrival_s = episode.rows["arrival_s"][0] if len(episode.rows) else np.inf
     engine.blocked_on = NONE
-    ends = np.full((GROWTH + page_tokens, 2), NONE, np.int32)
-    heap = np.zeros(len(requests), np.int32)
-    return State(memory, _read_only(rows), _read_only(refs), requests, ends, heap, engine, cost)
+    ends = np.full((GROWTH + episode.page_tokens, 2), NONE, np.int32)
+    heaps, heap_sizes = np.zeros((HEAPS, len(requests)), np.int32), np.zeros(HEAPS, np.int64)
+    rows, followers, refs = map(_read_only, (episode.rows, episode.followers, episode.refs))
+    return State(memory, rows, followers, refs, requests, ends, heaps, heap_sizes, engine, cost)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -165,7 +179,6 @@ def _record(dtype: np.dtype) -> np.record:
     return np.zeros(1, dtype).view(np.recarray)[0]
 
 
-EXAMPLE_STATE = make_state(
-    EXAMPLE_MEMORY, np.zeros(1, ROW).view(np.recarray), np.zeros(1, np.int32), _record(COST), page_tokens=1
-)
+_NO_ROWS = Episode("", 0, np.zeros(0, ROW).view(np.recarray), np.zeros(0, np.int32), 0, 1, 0.0, 0.0)
+EXAMPLE_STATE = make_state(EXAMPLE_MEMORY, _NO_ROWS, _record(COST))
 state_at = table_reader(EXAMPLE_STATE)

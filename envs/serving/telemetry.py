@@ -121,7 +121,7 @@ def _look_at_waiting(state, telemetry):
         while row != NONE:
             request = state.requests[row]
             if request.first_token_s != request.first_token_s:
-                age = (state.engine.now_s - state.rows[row].arrival_s) / request.ttft_slo_s
+                age = (state.engine.now_s - request.arrival_s) / request.ttft_slo_s
                 if age > 1.0:
                     book_miss(state, row)
                 total += min(age, WORST_RATIO)

@@ -5,7 +5,7 @@ from zlib import crc32
 
 import numpy as np
 
-from hbmgym.envs.traces.episode import Episode
+from hbmgym.envs.traces.episode import Episode, Loop
 from hbmgym.envs.traces.jitter import spread
 from hbmgym.envs.traces.library import select_sessions
 from hbmgym.envs.traces.pages import Selection, assemble
@@ -28,9 +28,11 @@ def compose(
     load: float = 1.0,
     warmup_s: float = 300.0,
     max_refs: int = MAX_REFS,
+    loop: Loop = "open",
 ) -> Episode:
     """One episode of a recorded trace's part; `load` multiplies the arrival rate, `warmup_s` is on the episode's clock.
 
+    In a closed loop the rows are the same, and those that follow another keep their recorded gap at any load.
     Raises `TraceError` (too short, too large, no such part) and `SeedError` (the seed belongs to another part).
     """
     if part != "final":
@@ -50,11 +52,18 @@ def compose(
         warmup_s=warmup_s,
         horizon_s=horizon_s,
         max_refs=max_refs,
+        loop=loop,
     )
 
 
 def compose_generated(
-    trace: Trace, *, seed: int, page_tokens: int, warmup_s: float = 300.0, max_refs: int = MAX_REFS
+    trace: Trace,
+    *,
+    seed: int,
+    page_tokens: int,
+    warmup_s: float = 300.0,
+    max_refs: int = MAX_REFS,
+    loop: Loop = "open",
 ) -> Episode:
     """The episode that a generated trace is; its part is the seed's. Raises `TraceError` and `SeedError`."""
     part_of_seed(seed)
@@ -63,7 +72,7 @@ def compose_generated(
     if not 0.0 <= warmup_s < trace.span_s:
         raise TraceError(f"{trace.name}: warmup_s is {warmup_s}, expected 0 <= warmup_s < {trace.span_s}, the span")
     rows = np.arange(len(trace))
-    selection = Selection(rows, np.zeros_like(rows), trace.arrival_s, trace.parent)
+    selection = Selection(rows, np.zeros_like(rows), trace.arrival_s)
     return assemble(
         trace,
         selection,
@@ -72,6 +81,7 @@ def compose_generated(
         warmup_s=warmup_s,
         horizon_s=trace.span_s,
         max_refs=max_refs,
+        loop=loop,
     )
 
 
@@ -89,7 +99,7 @@ def _select_slice(
     arrival_s = spread(trace.arrival_s, trace.quantum_s, rng)
     rows = np.flatnonzero((arrival_s >= origin_s) & (arrival_s < upper_s))
     clock_s = (arrival_s[rows] - origin_s) / load
-    selection = Selection(rows, np.zeros_like(rows), clock_s, trace.parent[rows])
+    selection = Selection(rows, np.zeros_like(rows), clock_s)
     return selection, (start_s - origin_s) / load, (upper_s - origin_s) / load
 
 

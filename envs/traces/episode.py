@@ -1,27 +1,39 @@
-"""One episode: the rows that arrive, and the dense page ids of their prefixes."""
+"""One episode: the rows that arrive, who waits for whom, and the dense page ids of their prefixes."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+Loop = Literal["open", "closed"]
+LOOPS: tuple[Loop, ...] = ("open", "closed")
+
 ROW = np.dtype(
     [
-        ("arrival_s", "f8"),
+        ("arrival_s", "f8"),  # in a closed loop it acts for rows without needs only
+        ("gap_s", "f8"),  # closed loop: seconds from the end of the last of its needs to its arrival
         ("input_tokens", "i4"),
         ("output_tokens", "i4"),
-        ("parent", "i4"),  # row that must have ended before this one may start, -1 none
+        ("needs", "i4"),  # how many rows must have ended before this one may start
+        ("followers", "i4"),  # how many rows need this one: Episode.followers[followers_off :][: followers]
+        ("followers_off", "i4"),
         ("prompt_ids", "i4"),  # leading full pages of the prompt that have ids
         ("known_ids", "i4"),  # the same for prompt and output together; >= prompt_ids
-        ("ref_off", "i8"),  # page j of this row has id refs[ref_off + j], j < known_ids
         ("measured", "i4"),  # 0 during warm-up
+        ("ref_off", "i8"),  # page j of this row has id refs[ref_off + j], j < known_ids
     ],
     align=True,
 )
 
 
+def _nobody() -> np.ndarray:
+    return link(np.zeros(0, ROW), np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
 @dataclass(frozen=True)
 class Episode:
-    """Rows sorted by arrival; read-only. Ids are dense: 0 <= refs < id_count."""
+    """Rows sorted by arrival_s; read-only. Ids are dense: 0 <= refs < id_count."""
 
     name: str
     seed: int
@@ -32,11 +44,53 @@ class Episode:
     id_count: int
     page_tokens: int
     warmup_s: float
-    """Rows that arrive earlier are not measured."""
+    """Rows that arrive earlier are not measured; in a closed loop rows of sessions that start earlier."""
     horizon_s: float
-    """No row arrives at or after this time."""
+    """No row has an arrival_s at or after this time."""
+    followers: np.ndarray = dataclasses.field(default_factory=_nobody)
+    """int32: the rows that wait for a row, row by row, as `link` returns them."""
+    loop: Loop = "open"
+    """open: every row arrives at its arrival_s, and is held until its needs have ended; closed: a row with needs
+    arrives its gap_s after the last of them has ended."""
 
     @property
     def rate_per_s(self) -> float:
         """Measured arrivals per second."""
         return int(self.rows["measured"].sum()) / (self.horizon_s - self.warmup_s)
+
+    @property
+    def needs(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 (p,) each: row before[i] must have ended before row after[i] may start."""
+        return np.repeat(np.arange(len(self.rows)), self.rows["followers"]), self.followers.astype(np.int64)
+
+    def until(self, end_s: float, warmup_s: float) -> "Episode":
+        """Its rows with an arrival_s before `end_s`, measured after another warm-up."""
+        rows = self.rows[: np.searchsorted(self.rows["arrival_s"], end_s)].copy().view(np.recarray)
+        before, after = self.needs
+        kept = after < len(rows)
+        followers = link(rows, before[kept], after[kept])
+        rows["measured"] = is_measured(rows, before[kept], after[kept], warmup_s, self.loop)
+        horizon_s = min(end_s, self.horizon_s)
+        return dataclasses.replace(self, rows=rows, followers=followers, warmup_s=warmup_s, horizon_s=horizon_s)
+
+
+def link(rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Write into `rows` that row before[i] must have ended before row after[i] may start; returns Episode.followers."""
+    assert np.all((before >= 0) & (before < after)), "a row can only wait for rows before it"
+    rows["needs"] = np.bincount(after, minlength=len(rows))
+    rows["followers"] = np.bincount(before, minlength=len(rows))
+    rows["followers_off"] = np.cumsum(rows["followers"]) - rows["followers"]
+    followers: np.ndarray = after[np.lexsort((after, before))].astype(np.int32)
+    followers.flags.writeable = False
+    return followers
+
+
+def is_measured(rows: np.ndarray, before: np.ndarray, after: np.ndarray, warmup_s: float, loop: Loop) -> np.ndarray:
+    """bool (n,): the rows that arrive after the warm-up; in a closed loop the rows of sessions that start after it,
+    since when a later row arrives depends on the controller."""
+    first = np.arange(len(rows))
+    if loop == "closed":
+        first[after] = before  # whichever of them: a session begins with one row
+        while np.any(first[first] != first):
+            first = first[first]
+    return np.asarray(rows["arrival_s"][first] >= warmup_s)

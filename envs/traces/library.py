@@ -5,14 +5,13 @@ from functools import lru_cache
 import numpy as np
 
 from hbmgym.envs.traces.pages import Selection
+from hbmgym.envs.traces.precedence import MAX_GAP_S, recorded_ends_s
 from hbmgym.envs.traces.seeds import Part
-from hbmgym.envs.traces.service import unloaded_service_s
 from hbmgym.envs.traces.split import part_sources, sources
 from hbmgym.envs.traces.trace import Trace, TraceError
 
 SESSION_RATE_PER_S = 0.02
 """Recordings started per second at load 1."""
-MAX_GAP_S = 600.0
 MEASURED_S = 1800.0
 
 
@@ -36,8 +35,7 @@ def select_sessions(
     copy = np.repeat(np.arange(len(pieces)) // len(names), [len(rows) for rows, _ in pieces])
     order = np.argsort(arrival_s, kind="stable")
     order = order[arrival_s[order] < horizon_s]
-    gate = _gates(trace)[row[order]]
-    return Selection(row[order], copy[order], arrival_s[order], gate), horizon_s
+    return Selection(row[order], copy[order], arrival_s[order]), horizon_s
 
 
 def _poisson_starts(rng: np.random.Generator, rate_per_s: float, end_s: float) -> np.ndarray:
@@ -61,25 +59,11 @@ def _rows_by_source(trace: Trace) -> dict[int, np.ndarray]:
 @lru_cache(maxsize=8)
 def _offsets_s(trace: Trace) -> np.ndarray:
     """float64 (n,): time since the recording's first row, stretches in which nobody was served cut to MAX_GAP_S."""
-    service_s = np.where(np.isnan(trace.service_s), unloaded_service_s(trace.output_tokens), trace.service_s)
+    ends_s = recorded_ends_s(trace)
     offsets_s = np.zeros(len(trace))
     for rows in _rows_by_source(trace).values():
         arrival_s = trace.arrival_s[rows]
-        busy_until_s = np.maximum.accumulate(arrival_s + service_s[rows])
+        busy_until_s = np.maximum.accumulate(ends_s[rows])
         excess_s = np.maximum(0.0, arrival_s[1:] - busy_until_s[:-1] - MAX_GAP_S)
         offsets_s[rows] = arrival_s - arrival_s[0] - np.concatenate(([0.0], np.cumsum(excess_s)))
     return offsets_s
-
-
-@lru_cache(maxsize=8)
-def _gates(trace: Trace) -> np.ndarray:
-    """int32 (n,): each row's parent; a sub-agent's first row waits for its starter's latest earlier row."""
-    gates = trace.parent.copy()
-    if trace.s_parent_session is None:
-        return gates
-    starter = trace.s_parent_session[trace.session_id]
-    for row in np.flatnonzero((gates < 0) & (starter >= 0)):
-        earlier = np.flatnonzero((trace.session_id == starter[row]) & (trace.arrival_s <= trace.arrival_s[row]))
-        if len(earlier):
-            gates[row] = earlier[-1]
-    return gates

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hbmgym.envs.traces.episode import ROW, Episode
+from hbmgym.envs.traces.episode import ROW, Episode, Loop, is_measured, link
 from hbmgym.envs.traces.page_kernels import lay_out, write_owners
+from hbmgym.envs.traces.precedence import Needs, gaps_s, needs
 from hbmgym.envs.traces.trace import Trace, TraceError
 
 MAX_RAW_IDS = 2**28
@@ -22,8 +23,6 @@ class Selection:
     """int64 (n,): 0 for the first play; later plays of one row get ids of their own."""
     arrival_s: np.ndarray
     """float64 (n,), sorted, from 0."""
-    parent: np.ndarray
-    """int64 (n,): row of the trace (same copy) that must have ended before, -1 none."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,10 @@ def assemble(
     warmup_s: float,
     horizon_s: float,
     max_refs: int,
+    loop: Loop,
 ) -> Episode:
-    """The episode of a selection; raises `TraceError` when it is empty or holds more than `max_refs` page ids."""
+    """The episode of a selection; raises `TraceError` when it is empty or all warm-up, holds more than `max_refs` page
+    ids, or is to be replayed in a closed loop that nothing would close."""
     rule = page_rule(trace, page_tokens)
     source = selection.source
     if not len(source):
@@ -72,12 +73,21 @@ def assemble(
     rows["arrival_s"] = selection.arrival_s
     rows["input_tokens"] = trace.input_tokens[source]
     rows["output_tokens"] = trace.output_tokens[source]
-    rows["measured"] = selection.arrival_s >= warmup_s
     place = _places(selection, len(trace))
-    rows["parent"] = _find(place, selection.parent, selection.copy)
+    before, after = _needs(trace, place)
+    followers = link(rows, before, after)
+    if loop == "closed":
+        _set_gaps(rows, trace, source)
+    rows["measured"] = is_measured(rows, before, after, warmup_s, loop)
+    if not rows["measured"].any():
+        raise TraceError(
+            f"{trace.name}: 0 of the episode's {len(rows)} rows are measured, expected at least 1 (longer part, higher"
+            " load or shorter warm-up)"
+        )
     reference = _find(place, trace.h_ref[source], selection.copy)
+    parent = _find(place, trace.parent[source], selection.copy)
     # A trace that records no parents at all is continued by whichever row comes first.
-    continues = (reference >= 0) & ((rows["parent"] == reference) | bool((trace.parent < 0).all()))
+    continues = (reference >= 0) & ((parent == reference) | bool((trace.parent < 0).all()))
     _set_prompt_ids(rows, trace.block_counts[source], rule, page_tokens)
     shared = np.minimum(rule.pages_of(trace.h_lcp[source]), rows["prompt_ids"])
     keeper = _set_known_ids(rows, shared, reference, continues, page_tokens)
@@ -92,6 +102,8 @@ def assemble(
         page_tokens=page_tokens,
         warmup_s=warmup_s,
         horizon_s=horizon_s,
+        followers=followers,
+        loop=loop,
     )
 
 
@@ -114,6 +126,20 @@ def _find(place: np.ndarray, trace_row: np.ndarray, copy: np.ndarray) -> np.ndar
     """Episode rows of trace rows, -1 where there is none or it does not come earlier."""
     found = np.where(trace_row >= 0, place[copy, trace_row], -1)
     return np.where(found < np.arange(len(found)), found, -1)
+
+
+def _needs(trace: Trace, place: np.ndarray) -> Needs:
+    """Who waits for whom among the rows of an episode, all copies of the trace's rows."""
+    before, after = (place[:, rows].ravel() for rows in needs(trace))
+    kept = (before >= 0) & (before < after)
+    return before[kept], after[kept]
+
+
+def _set_gaps(rows: np.ndarray, trace: Trace, source: np.ndarray) -> None:
+    """Seconds from the end of the last row that a row needs to its arrival."""
+    if not len(needs(trace)[0]):
+        raise TraceError(f"{trace.name}: loop is 'closed', but no row follows another one (take loop 'open')")
+    rows["gap_s"] = np.where(rows["needs"] > 0, gaps_s(trace)[source], 0.0)
 
 
 def _set_prompt_ids(rows: np.ndarray, blocks: np.ndarray, rule: PageRule, page_tokens: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from hbmgym.envs.traces.repair import drop_empty_rows, raise_outputs, sort_rows
+from hbmgym.envs.traces.repair import drop_empty_rows, move_sub_agents, raise_outputs, sort_rows
 from hbmgym.envs.traces.trace import ID_COLUMNS, ROW_COLUMNS, SESSION_COLUMNS, Kind, Trace, TraceError
 
 Columns = dict[str, np.ndarray]
@@ -27,6 +27,8 @@ def build_trace(
         columns = raise_outputs(columns, path, notices)
     columns = drop_empty_rows(columns, path, notices)
     columns = sort_rows(columns, kind, path, notices)
+    if kind == "session-library":
+        columns = move_sub_agents(columns, path, notices)
     if not len(columns["arrival_s"]):
         raise TraceError(f"{path}: 0 rows are left, expected at least 1 (the trace is empty)")
     return Trace(name=name, trace_kind=kind, block_size=block_size, notices=tuple(notices), **columns)  # type: ignore[arg-type]

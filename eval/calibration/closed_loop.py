@@ -7,12 +7,11 @@ import numpy as np
 from hbmgym.envs.serving.config import GIB, ServingConfig
 from hbmgym.envs.serving.constants import CostConstants
 from hbmgym.envs.serving.core import Core
-from hbmgym.envs.serving.metrics import tpot_s
+from hbmgym.envs.serving.metrics import tpot_s, ttft_s
 from hbmgym.envs.serving.state import FINISHED
-from hbmgym.envs.traces.episode import ROW, Episode
+from hbmgym.envs.traces.episode import ROW, Episode, link
 from hbmgym.eval.calibration.rows import PublishedRow
 from hbmgym.memory_backend.geometry import find_model
-from hbmgym.memory_backend.pools import NONE
 from hbmgym.memory_backend.split import CHUNK_BYTES
 
 PAGE_TOKENS = 64
@@ -23,20 +22,19 @@ PATIENCE = 1e9
 
 
 def closed_loop(row: PublishedRow) -> Episode:
-    """`concurrency` chains of requests; each is held until the one before it has ended. No prompt shares a page."""
+    """`concurrency` clients; each sends its next request when the last one has ended. No prompt shares a page."""
     rows = np.zeros(row.requests, ROW)
     rows["input_tokens"], rows["output_tokens"], rows["measured"] = row.input_tokens, row.output_tokens, 1
-    rows["parent"] = np.arange(row.requests) - row.concurrency
-    rows["parent"][: row.concurrency] = NONE
+    later = np.arange(row.concurrency, row.requests)
+    followers = link(rows, later - row.concurrency, later)
     ids = np.zeros(1, np.int32)
     rows.flags.writeable = ids.flags.writeable = False
-    return Episode(row.name, 0, rows.view(np.recarray), ids, 0, PAGE_TOKENS, 0.0, 1.0)
+    return Episode(row.name, 0, rows.view(np.recarray), ids, 0, PAGE_TOKENS, 0.0, 1.0, followers, "closed")
 
 
 def serve(row: PublishedRow, constants: CostConstants) -> dict[str, float]:
     """TTFT and TPOT (means, ms) and output tokens per second as the engine reports them: `rows.FIGURES`.
 
-    A held request's TTFT counts from the end of the one before it, when its client sends it.
     Raises ValueError when weights and requests do not fit the GPU.
     """
     config, kv_share = _setup(row, constants)
@@ -47,9 +45,8 @@ def serve(row: PublishedRow, constants: CostConstants) -> dict[str, float]:
         core.run_window()
     requests = core.requests
     assert (requests["status"] == FINISHED).all() and core.counters.preemptions == 0, f"{row.name}: memory ran short"
-    sent_s = np.concatenate((np.zeros(row.concurrency), requests["ended_s"]))[: row.requests]
     return {
-        "ttft_ms": 1e3 * float((requests["first_token_s"] - sent_s).mean()),
+        "ttft_ms": 1e3 * float(ttft_s(requests).mean()),
         "tpot_ms": 1e3 * float(tpot_s(episode.rows, requests).mean()),
         "output_tokens_per_s": row.requests * row.output_tokens / float(requests["ended_s"].max()),
     }

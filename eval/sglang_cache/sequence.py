@@ -45,9 +45,11 @@ def make_episode(requests: Sequence[Request], arrival_s: Sequence[float]) -> Epi
     first = 0
     for i, request in enumerate(requests):
         known = len(request.pages)
-        prompt = min(request.prompt_tokens // PAGE_TOKENS, known)
-        rows[i] = (arrival_s[i], request.prompt_tokens, request.output_tokens, -1, prompt, known, first, 1)
+        rows["input_tokens"][i], rows["output_tokens"][i] = request.prompt_tokens, request.output_tokens
+        rows["prompt_ids"][i] = min(request.prompt_tokens // PAGE_TOKENS, known)
+        rows["known_ids"][i], rows["ref_off"][i] = known, first
         first += known
+    rows["arrival_s"], rows["measured"] = arrival_s, 1
     refs = dense.astype(np.int32)
     # Kernels are compiled for read-only rows and ids, as the loaders make them.
     rows.flags.writeable = refs.flags.writeable = False

@@ -1,5 +1,6 @@
 """Episodes made by hand, and drawn at random, for the tests of the engine."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from hbmgym.envs.serving.config import Policies, ServingConfig
-from hbmgym.envs.traces.episode import ROW, Episode
+from hbmgym.envs.traces.episode import LOOPS, ROW, Episode, Loop, link
 from hbmgym.memory_backend.migration import MigrateOnFailure
 
 
@@ -20,28 +21,34 @@ class Ask:
     output_tokens: int
     content: Sequence[object] = ()
     """One label per page that has an id, prompt first, output after it."""
-    parent: int = -1
+    needs: Sequence[int] = ()
+    """Rows that must have ended before."""
+    gap_s: float = 0.0
+    """In a closed loop, after the last of them."""
 
 
-def make_episode(asks: Sequence[Ask], page_tokens: int = 64) -> Episode:
+def make_episode(asks: Sequence[Ask], page_tokens: int = 64, loop: Loop = "open") -> Episode:
     """The episode of `asks`, which must be in order of arrival."""
     known: dict[tuple[int, object], int] = {}
     rows = np.zeros(len(asks), ROW)
     refs: list[int] = []
-    for i, ask in enumerate(asks):
+    for row, ask in zip(rows, asks, strict=True):
         assert len(ask.content) <= (ask.input_tokens + ask.output_tokens) // page_tokens, ask
-        prompt_ids = min(ask.input_tokens // page_tokens, len(ask.content))
-        pages = (prompt_ids, len(ask.content), len(refs))
-        rows[i] = (ask.arrival_s, ask.input_tokens, ask.output_tokens, ask.parent, *pages, 1)
+        row["arrival_s"], row["gap_s"] = ask.arrival_s, ask.gap_s
+        row["input_tokens"], row["output_tokens"], row["measured"] = ask.input_tokens, ask.output_tokens, 1
+        row["prompt_ids"] = min(ask.input_tokens // page_tokens, len(ask.content))
+        row["known_ids"], row["ref_off"] = len(ask.content), len(refs)
         page = -1
         for label in ask.content:
             page = known.setdefault((page, label), len(known))
             refs.append(page)
+    pairs = np.array([(before, after) for after, ask in enumerate(asks) for before in ask.needs], np.int64)
+    followers = link(rows, *pairs.reshape(-1, 2).T)
     ids = np.array(refs or [0], np.int32)
     # Kernels are compiled for read-only rows and ids, as the loaders make them.
     rows.flags.writeable = ids.flags.writeable = False
-    last_s = max((ask.arrival_s for ask in asks), default=0.0)
-    return Episode("by hand", 0, rows.view(np.recarray), ids, len(known), page_tokens, 0.0, last_s + 1.0)
+    end_s = max((ask.arrival_s for ask in asks), default=0.0) + 1.0
+    return Episode("by hand", 0, rows.view(np.recarray), ids, len(known), page_tokens, 0.0, end_s, followers, loop)
 
 
 SMALL_PAGE = 16
@@ -77,31 +84,39 @@ def small_configs(draw):
 
 
 @st.composite
-def small_episodes(draw, most_sessions=10):
-    """Sessions of up to three turns over up to three shared documents; some outputs are known from the next turn."""
-    asks = []
+def small_episodes(draw, most_sessions=10, loops=LOOPS):
+    """Sessions of up to three turns over up to three shared documents, in an open or a closed loop.
+
+    Some outputs are known from the next turn. Some turns start sub-agents, which the next turn waits for.
+    """
+    asks: list[Ask] = []  # whose needs are places in this list
+
+    def turn(session, arrival_s, content, tokens, needs):
+        """Ask once; the content and the tokens that the next turn continues."""
+        tokens += draw(st.integers(1, 400))
+        output = draw(st.integers(1, 160))
+        kept = draw(st.booleans())
+        prompt = content + [(session, len(asks))] * (tokens // SMALL_PAGE - len(content))
+        through = prompt + [(session, len(asks), "out")] * ((tokens + output) // SMALL_PAGE - len(prompt))
+        gap_s = draw(st.integers(0, 300)) * 1.0001e-3
+        asks.append(Ask(arrival_s, tokens, output, through if kept else prompt, needs, gap_s))
+        return (through, tokens + output) if kept else (prompt, tokens)
+
     for session in range(draw(st.integers(1, most_sessions))):
         document = draw(st.integers(0, 3))
         tokens = (0, 100, 480, 1000)[document]
         content: list[object] = [f"document {document}"] * (tokens // SMALL_PAGE)
         arrival_s = draw(st.integers(0, 2000)) * 1.0007e-3
-        parent = None
-        for turn in range(draw(st.integers(1, 3))):
-            tokens += draw(st.integers(1, 400))
-            output = draw(st.integers(1, 160))
-            kept = draw(st.booleans())
-            prompt = content + [(session, turn)] * (tokens // SMALL_PAGE - len(content))
-            through = prompt + [(session, turn, "out")] * ((tokens + output) // SMALL_PAGE - len(prompt))
-            asks.append((arrival_s, session, turn, tokens, output, through if kept else prompt, parent))
-            parent = (session, turn)
-            content, tokens = (through, tokens + output) if kept else (prompt, tokens)
+        needs: list[int] = []
+        for _ in range(draw(st.integers(1, 3))):
+            content, tokens = turn(session, arrival_s, content, tokens, needs)
+            needs = [len(asks) - 1]
+            for agent in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
+                arrival_s += draw(st.integers(0, 200)) * 1.0009e-3
+                turn((session, agent), arrival_s, ["sub-agent"] * 3, 3 * SMALL_PAGE, needs[:1])
+                needs.append(len(asks) - 1)
             arrival_s += draw(st.integers(0, 800)) * 1.0003e-3
-    asks.sort(key=lambda ask: ask[0])
-    row_of = {(ask[1], ask[2]): row for row, ask in enumerate(asks)}
-    return make_episode(
-        [
-            Ask(arrival_s, tokens, output, content, -1 if parent is None else row_of[parent])
-            for arrival_s, _, _, tokens, output, content, parent in asks
-        ],
-        SMALL_PAGE,
-    )
+    order = sorted(range(len(asks)), key=lambda i: asks[i].arrival_s)
+    row_of = {place: row for row, place in enumerate(order)}
+    rows = [dataclasses.replace(asks[i], needs=[row_of[place] for place in asks[i].needs]) for i in order]
+    return make_episode(rows, SMALL_PAGE, draw(st.sampled_from(loops)))

@@ -5,6 +5,7 @@ Pages and slots go by names: ("id", i) for the page or the snapshot of page id i
 
 import heapq
 import math
+from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -116,9 +117,10 @@ class Job:
 
     row: int
     arrival_s: float
+    gap_s: float
     input: int
     output: int
-    parent: int
+    needs: set[int]
     ids: list[int]
     slo_s: float
     status: str = "future"
@@ -139,12 +141,17 @@ class Job:
     ended_s: float | None = None
 
     def __post_init__(self) -> None:
-        self.goal, self.waits_since_s = self.input, self.arrival_s
+        self.goal = self.input
 
     @property
     def context(self) -> int:
         """Tokens in the cache while decoding: the token produced last is not in it."""
         return self.input + self.generated - 1
+
+
+def age(job: Job) -> tuple[float, int]:
+    """The oldest has the least."""
+    return job.arrival_s, job.row
 
 
 @dataclass
@@ -183,8 +190,11 @@ class NaiveEngine:
         self.migrated_after: int | None = None
         self.may_migrate = True
         self.requested_slots = slots
+        needs: dict[int, set[int]] = defaultdict(set)
+        for before, after in zip(*episode.needs, strict=True):
+            needs[int(after)].add(int(before))
         self.jobs = [
-            Job(i, float(row.arrival_s), int(row.input_tokens), int(row.output_tokens), int(row.parent),
+            Job(i, float(row.arrival_s), float(row.gap_s), int(row.input_tokens), int(row.output_tokens), needs[i],
                 episode.refs[row.ref_off : row.ref_off + row.known_ids].tolist(), float(core.requests[i].ttft_slo_s))
             for i, row in enumerate(episode.rows)
         ]  # fmt: skip
@@ -194,7 +204,8 @@ class NaiveEngine:
         }
         self.epoch_end_s = self.config.eviction_epoch_s
         self.scales = {id(self.kv): (0.0, 0.0), id(self.ssm): (0.0, 0.0)}
-        self.next_job = 0
+        self.closed = episode.loop == "closed"
+        self.coming = [job for job in self.jobs if not (self.closed and job.needs)]
         self.queue: list[Job] = []
         self.held: list[Job] = []
         self.prefilling: list[Job] = []
@@ -236,8 +247,7 @@ class NaiveEngine:
             times.append(self.epoch_end_s)
         if self.queue:
             times.append(self.deadline_s(self.queue[0]))
-        if self.next_job < len(self.jobs):
-            times.append(self.jobs[self.next_job].arrival_s)
+        times += [job.arrival_s for job in self.coming]
         self.book_blocked(min(times) - self.now_s)
         self.debt_s = max(self.debt_s - (min(times) - self.now_s), 0.0)
         self.set_time(min(times))
@@ -273,12 +283,12 @@ class NaiveEngine:
     # --- arrival
 
     def pull_arrivals(self) -> None:
-        while self.next_job < len(self.jobs) and self.jobs[self.next_job].arrival_s <= self.now_s:
-            job = self.jobs[self.next_job]
-            self.next_job += 1
+        while self.coming and (job := min(self.coming, key=age)).arrival_s <= self.now_s:
+            self.coming.remove(job)
+            job.waits_since_s = job.arrival_s
             if -(-(job.input + job.output - 1) // self.page) > self.max_pages:
                 self.reject(job, "does_not_fit", job.arrival_s)
-            elif job.parent >= 0 and self.jobs[job.parent].status not in ("finished", "rejected"):
+            elif job.needs:
                 job.status = "held"
                 self.held.append(job)
             else:
@@ -288,10 +298,17 @@ class NaiveEngine:
         job.status = "waiting"
         self.queue.append(job)
 
-    def release_children(self, parent: Job) -> None:
-        for job in [job for job in self.held if job.parent == parent.row]:
-            self.held.remove(job)
-            self.enqueue(job)
+    def release_followers(self, ended: Job) -> None:
+        for job in [job for job in self.jobs if ended.row in job.needs]:
+            job.needs.remove(ended.row)
+            if job.needs:
+                continue
+            if self.closed:
+                job.arrival_s = ended.ended_s + job.gap_s
+                self.coming.append(job)
+            elif job in self.held:
+                self.held.remove(job)
+                self.enqueue(job)
 
     # --- admission
 
@@ -545,13 +562,13 @@ class NaiveEngine:
             self.miss(job)
         else:
             self.totals.met += 1
-        self.release_children(job)
+        self.release_followers(job)
 
     def reject(self, job: Job, reason: str, at_s: float) -> None:
         job.status, job.reason, job.ended_s = "rejected", reason, at_s
         self.ends.append(job.row)
         self.miss(job)
-        self.release_children(job)
+        self.release_followers(job)
 
     def miss(self, job: Job) -> None:
         self.totals.missed += not job.missed
@@ -574,8 +591,8 @@ class NaiveEngine:
     def make_room(self, needy: Job) -> bool:
         running = self.prefilling + self.decoding
         victims = [job for job in running if job.preemptions < self.config.max_preemptions]
-        victim = max(victims, key=lambda job: job.row, default=None)
-        if victim is None or victim.row <= min(job.row for job in running):
+        victim = max(victims, key=age, default=None)
+        if victim is None or victim is min(running, key=age):
             self.give_back(needy)
             self.reject(needy, "does_not_fit", self.now_s)
             return False

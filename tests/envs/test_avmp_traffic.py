@@ -108,6 +108,11 @@ def test_a_bad_tick_is_refused(tick_s):
         open_workloads(CONFIG, scenarios=["avmp-mixed-long"], tick_s=tick_s)
 
 
+def test_a_closed_loop_is_refused():
+    with pytest.raises(ValueError, match="loop is 'closed', but no request of avmp-mixed-long follows another one"):
+        open_workloads(CONFIG, scenarios=["avmp-mixed-long"], tick_s=1.0, loop="closed")
+
+
 def test_a_tick_for_scenarios_without_one_is_refused():
     with pytest.raises(ValueError, match="only avmp- scenarios have ticks"):
         open_workloads(CONFIG, scenarios=["steady-chat"], tick_s=1.0)

@@ -22,7 +22,13 @@ CONFIG = ServingConfig(
 )  # fmt: skip
 EPISODE = make_episode(
     [
-        Ask(0.003 * i, 340 + 40 * (i % 3), 300 + 30 * (i % 4), ["document"] * 20 + [i % 5], i - 4 if i % 4 == 3 else -1)
+        Ask(
+            0.003 * i,
+            340 + 40 * (i % 3),
+            300 + 30 * (i % 4),
+            ["document"] * 20 + [i % 5],
+            [i - 4] if i > 4 and i % 4 == 3 else [],
+        )
         for i in range(24)
     ],
     SMALL_PAGE,

@@ -22,9 +22,9 @@ def changed(**settings) -> ServingConfig:
     return dataclasses.replace(CONFIG, **settings)
 
 
-def start(asks, config=CONFIG, kv_share=0.5, share_bounds=None, check=True) -> Core:
+def start(asks, config=CONFIG, kv_share=0.5, share_bounds=None, check=True, loop="open") -> Core:
     core = Core(config, check=check)
-    core.reset(make_episode(asks, config.page_tokens), kv_share, share_bounds)
+    core.reset(make_episode(asks, config.page_tokens, loop), kv_share, share_bounds)
     return core
 
 
@@ -36,8 +36,8 @@ def finish(core: Core, most_windows=2000) -> Core:
     pytest.fail(f"{most_windows} windows were not enough")
 
 
-def play(asks, config=CONFIG, kv_share=0.5, share_bounds=None) -> Core:
-    return finish(start(asks, config, kv_share, share_bounds))
+def play(asks, config=CONFIG, kv_share=0.5, share_bounds=None, loop="open") -> Core:
+    return finish(start(asks, config, kv_share, share_bounds, loop=loop))
 
 
 def decode_s(core, contexts) -> float:
@@ -124,14 +124,14 @@ def test_slo_misses_count_the_wait_and_each_request_once():
 
 def test_a_second_turn_reuses_down_to_the_end_of_the_first_prompt():
     first = ["a"] * 10 + ["out"] * 2
-    core = play([Ask(0.0, 640, 130, first), Ask(2.0, 870, 1, [*first, "b"], parent=0)])
+    core = play([Ask(0.0, 640, 130, first), Ask(2.0, 870, 1, [*first, "b"], needs=[0])])
     assert core.requests[1].reused_tokens == 640
     assert core.counters.ssm_loss_tokens == 128, "two generated pages are resident, but no snapshot ends there"
 
 
 def test_a_long_answer_leaves_a_snapshot_every_256_tokens():
     first = ["a"] * 10 + ["out"] * 4
-    core = play([Ask(0.0, 640, 300, first), Ask(2.0, 1000, 1, [*first, "b"], parent=0)])
+    core = play([Ask(0.0, 640, 300, first), Ask(2.0, 1000, 1, [*first, "b"], needs=[0])])
     assert core.requests[1].reused_tokens == 640 + 256
     assert core.requests[0].ended_s - core.requests[0].first_token_s == pytest.approx(
         decode_s(core, range(640, 939)) + 2 * core.cost.slot_copy_s, **EXACT
@@ -140,7 +140,7 @@ def test_a_long_answer_leaves_a_snapshot_every_256_tokens():
 
 def test_an_answer_of_255_tokens_leaves_no_snapshot_of_its_own():
     first = ["a"] * 10 + ["out"] * 3
-    core = play([Ask(0.0, 640, 255, first), Ask(2.0, 1000, 1, [*first, "b"], parent=0)])
+    core = play([Ask(0.0, 640, 255, first), Ask(2.0, 1000, 1, [*first, "b"], needs=[0])])
     assert core.requests[1].reused_tokens == 640
 
 
@@ -266,7 +266,7 @@ def test_a_request_is_given_up_at_the_first_edge_after_its_deadline():
 
 
 def test_a_child_waits_for_its_parent_and_the_wait_counts():
-    core = play([Ask(0.0, 640, 100), Ask(0.1, 640, 1, parent=0), Ask(0.1, 640, 1)])
+    core = play([Ask(0.0, 640, 100), Ask(0.1, 640, 1, needs=[0]), Ask(0.1, 640, 1)])
     parent, child, other = core.requests
     assert child.admitted_s == parent.ended_s > other.ended_s
     assert child.first_token_s == pytest.approx(parent.ended_s + cold_prefill_s(core.cost, 640), **EXACT)
@@ -276,16 +276,94 @@ def test_a_child_waits_for_its_parent_and_the_wait_counts():
 
 
 def test_a_child_of_a_rejected_parent_may_start():
-    core = play([Ask(0.0, 600 * PAGE, 1), Ask(0.1, 640, 1, parent=0)])
+    core = play([Ask(0.0, 600 * PAGE, 1), Ask(0.1, 640, 1, needs=[0])])
     assert core.requests["status"].tolist() == [REJECTED, FINISHED]
     assert core.requests[1].admitted_s == 0.1
 
 
 @pytest.mark.parametrize("window_s", [0.01, 100.0])
 def test_a_released_child_queues_behind_those_that_arrived_while_its_parent_ran(window_s):
-    asks = [Ask(0.0, 64, 300), Ask(0.1, 64, 2), Ask(0.2, 64, 2, parent=0), Ask(0.3, 64, 2)]
+    asks = [Ask(0.0, 64, 300), Ask(0.1, 64, 2), Ask(0.2, 64, 2, needs=[0]), Ask(0.3, 64, 2)]
     core = play(asks, changed(window_s=window_s), slots_share(CONFIG, 2))
     assert np.argsort(core.requests["admitted_s"]).tolist() == [0, 1, 3, 2]
+
+
+def test_a_row_waits_for_all_of_its_needs_and_the_wait_counts():
+    asks = [
+        Ask(0.0, 640, 100),
+        Ask(0.1, 640, 200, needs=[0]),
+        Ask(0.2, 640, 2, needs=[0]),
+        Ask(0.3, 640, 1, needs=[1, 2]),
+    ]
+    core = play(asks)
+    first, longer, shorter, joined = core.requests
+    assert first.ended_s == longer.admitted_s == shorter.admitted_s
+    assert joined.admitted_s == longer.ended_s > shorter.ended_s
+    assert joined.arrival_s == joined.waits_since_s == 0.3
+
+
+# --- closed loop
+
+
+def test_in_a_closed_loop_a_turn_arrives_its_gap_after_the_turn_before():
+    core = play([Ask(0.5, 640, 100), Ask(0.6, 640, 1, needs=[0], gap_s=0.25), Ask(0.6, 640, 1)], loop="closed")
+    first, second, other = core.requests
+    assert second.arrival_s == second.admitted_s == first.ended_s + 0.25
+    assert second.first_token_s == pytest.approx(second.arrival_s + cold_prefill_s(core.cost, 640), **EXACT)
+    assert other.arrival_s == 0.6
+    assert core.counters.ttft_over_slo == pytest.approx(
+        sum((request.first_token_s - request.arrival_s) / request.ttft_slo_s for request in core.requests)
+    )
+
+
+def test_in_a_closed_loop_a_join_arrives_its_gap_after_the_last_of_its_needs():
+    asks = [
+        Ask(0.0, 640, 100),
+        Ask(0.1, 640, 50, needs=[0], gap_s=0.2),
+        Ask(0.2, 640, 2, needs=[0], gap_s=0.1),
+        Ask(0.3, 640, 1, needs=[0, 1, 2], gap_s=0.125),
+    ]
+    core = play(asks, loop="closed")
+    first, agent, _, joined = core.requests
+    assert agent.arrival_s == first.ended_s + 0.2
+    assert joined.arrival_s == joined.admitted_s == max(core.requests.ended_s[:3]) + 0.125 == agent.ended_s + 0.125
+
+
+def test_in_a_closed_loop_a_turn_follows_a_rejected_one_too():
+    core = play([Ask(0.25, 600 * PAGE, 1), Ask(0.3, 640, 1, needs=[0], gap_s=0.5)], loop="closed")
+    assert core.requests["status"].tolist() == [REJECTED, FINISHED]
+    assert core.requests["arrival_s"].tolist() == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("released_s", [0.1, 0.6])
+def test_rows_that_arrive_at_one_time_queue_by_row_whether_released_or_fixed(released_s):
+    refused, released, fixed = Ask(0.0, 600 * PAGE, 1), Ask(released_s, 64, 9, needs=[0], gap_s=0.5), Ask(0.5, 64, 9)
+    asks = [refused, *sorted([released, fixed], key=lambda ask: ask.arrival_s)]
+    core = play(asks, kv_share=slots_share(CONFIG, 2), loop="closed")
+    assert core.requests["arrival_s"].tolist() == [0.0, 0.5, 0.5]
+    assert core.requests["admitted_s"][1] == 0.5 < core.requests["admitted_s"][2]
+
+
+def test_in_a_closed_loop_the_youngest_is_the_one_that_arrived_last():
+    asks = [
+        Ask(0.0, 600 * PAGE, 1),
+        Ask(0.1, 512, 300, ["b"] * 8, needs=[0], gap_s=0.302),
+        Ask(0.301, 512, 200, ["a"] * 8),
+    ]
+    core = play(asks, TIGHT, TIGHT_SHARE, loop="closed")
+    assert core.requests["arrival_s"].tolist() == [0.0, 0.302, 0.301]
+    assert core.requests["preemptions"].tolist() == [0, 1, 0]
+
+
+def test_in_a_closed_loop_a_row_that_has_not_been_sent_is_told_to_nobody():
+    core = start([Ask(0.0, 640, 400), Ask(0.1, 640, 1, needs=[0], gap_s=9.0)], changed(window_s=0.2), loop="closed")
+    core.run_window()
+    assert (core.telemetry.waiting, core.telemetry.running) == (0, 1)
+    while core.counters.finished == 0:
+        core.run_window()
+    assert core.telemetry.waiting == 0 and core.counters.arrived == 1 and np.isfinite(core.requests[1].arrival_s)
+    finish(core)
+    assert core.counters.arrived == 2
 
 
 def test_taking_back_a_shrink_lets_the_blocked_head_in_at_once():

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.state import FINISHED, REJECTED
+from hbmgym.envs.traces.episode import link
 from hbmgym.memory_backend.vmm import VmmRefused
 from tests.envs.episodes import SMALL_PAGE, Ask, make_episode, small_configs, small_episodes
 
 TIMES = ("admitted_s", "first_token_s", "ended_s")
 SHARES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
-MOST_WINDOWS = 3000
+MOST_WINDOWS = 20_000
 some_examples = settings(
     max_examples=50,
     derandomize=True,
@@ -58,14 +59,14 @@ def test_every_request_ends_in_causal_order_with_nothing_lost(config, episode, s
     assert (core.counters.finished, core.counters.rejected) == (finished.sum(), rejected.sum())
     assert core.counters.met + core.counters.missed == len(rows)
     started = ~np.isnan(requests.admitted_s)
-    assert np.all(requests.admitted_s[started] >= rows.arrival_s[started])
+    assert np.all(requests.admitted_s[started] >= requests.arrival_s[started])
     answered = ~np.isnan(requests.first_token_s)
     assert np.all(requests.first_token_s[answered] > requests.admitted_s[answered])
     assert np.all(requests.ended_s[answered] >= requests.first_token_s[answered])
-    assert np.all(requests.ended_s >= rows.arrival_s)
+    assert np.all(requests.ended_s >= requests.arrival_s)
     assert np.all(answered[finished]) and np.all(requests.generated[finished] == rows.output_tokens[finished])
-    children = np.flatnonzero((rows.parent >= 0) & started)
-    assert np.all(requests.admitted_s[children] >= requests.ended_s[rows.parent[children]])
+    before, after = episode.needs
+    assert np.all(requests.admitted_s[after][started[after]] >= requests.ended_s[before][started[after]])
     assert np.all(requests.reused_tokens[started] < rows.input_tokens[started])
     assert np.all(requests.preemptions <= config.max_preemptions)
     assert core.memory.kv.meta.live == core.memory.ssm.meta.live == 0
@@ -73,6 +74,24 @@ def test_every_request_ends_in_causal_order_with_nothing_lost(config, episode, s
     assert np.all(np.diff([record.time_s for record in telemetry]) >= 0)
     for name, total in (("met", core.counters.met), ("missed", core.counters.missed)):
         assert sum(record[name] for record in telemetry) == total
+
+
+@some_examples
+@given(
+    config=small_configs(), episode=small_episodes(loops=["closed"]), shares=st.tuples(st.floats(0, 1), st.floats(0, 1))
+)
+def test_in_a_closed_loop_every_row_comes_its_gap_after_what_it_needs_whatever_the_split(config, episode, shares):
+    before, after = episode.needs
+    for share in shares:
+        core, telemetry = play(config, episode, [share], check=True)
+        requests = core.requests
+        last_end_s = np.full(len(requests), -np.inf)
+        np.maximum.at(last_end_s, after, requests.ended_s[before])
+        follows = episode.rows.needs > 0
+        assert np.all(requests.arrival_s[~follows] == episode.rows.arrival_s[~follows])
+        assert np.all(requests.arrival_s[follows] == last_end_s[follows] + episode.rows.gap_s[follows])
+        assert core.counters.finished + core.counters.rejected == core.counters.arrived == len(episode.rows)
+        assert sum(round(record.arrivals_per_s * record.window_s) for record in telemetry) == len(episode.rows)
 
 
 @some_examples
@@ -111,13 +130,10 @@ def test_host_memory_gives_the_arrays_of_accounting_and_its_stamps_read_back(con
 @some_examples
 @given(episode=small_episodes(16), budgets=st.tuples(st.integers(1, 300), st.integers(1, 300)))
 def test_chunk_size_does_not_change_what_requests_reuse_one_after_the_other(episode, budgets):
-    rows = episode.rows.copy()
-    rows["parent"][1:] = np.arange(len(rows) - 1)
+    rows, one_by_one = episode.rows.copy(), np.arange(1, len(episode.rows))
+    episode = dataclasses.replace(episode, rows=rows, followers=link(rows, one_by_one - 1, one_by_one))
     config = ServingConfig(model="qwen3.5-4b", hbm_gib=0.5, page_tokens=SMALL_PAGE, ttft_slo_floor_s=1000.0)
-    one, other = (
-        play(dataclasses.replace(config, prefill_budget=budget), dataclasses.replace(episode, rows=rows))[0]
-        for budget in budgets
-    )
+    one, other = (play(dataclasses.replace(config, prefill_budget=budget), episode)[0] for budget in budgets)
     assert np.array_equal(one.requests.reused_tokens, other.requests.reused_tokens)
 
 
@@ -125,7 +141,13 @@ def busy_hour_of_a_small_engine() -> list[list[float]]:
     """Times of a few requests that share, wait, preempt and see the split change, under each rule for shortages."""
     document = ["document"] * 20
     asks = [
-        Ask(0.003 * i, 340 + 40 * (i % 3), 300 + 30 * (i % 4), [*document, (i % 5)], parent=i - 4 if i % 4 == 3 else -1)
+        Ask(
+            0.003 * i,
+            340 + 40 * (i % 3),
+            300 + 30 * (i % 4),
+            [*document, (i % 5)],
+            [i - 4] if i > 4 and i % 4 == 3 else [],
+        )
         for i in range(24)
     ]
     config = ServingConfig(

@@ -43,7 +43,6 @@ class TinyWorkload:
         rows.arrival_s = np.sort(rng.uniform(0.0, HORIZON_S, len(rows)))
         rows.input_tokens = rng.integers(500, 8000, len(rows))
         rows.output_tokens = rng.integers(10, 300, len(rows))
-        rows.parent = -1
         rows.prompt_ids = rows.known_ids = rows.input_tokens // PAGE_TOKENS
         rows.ref_off = np.concatenate([[0], np.cumsum(rows.known_ids)[:-1]])
         rows.measured = rows.arrival_s >= WARMUP_S

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hbmgym.envs.serving.order import add_event, cancel_event, next_event, push_first, push_last, remove
-from hbmgym.envs.serving.state import ENGINE, make_requests
+from hbmgym.envs.serving.state import HEAPS, make_requests
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.pools import NONE
 
@@ -20,13 +20,13 @@ ADD, CANCEL = range(2)
 class Lists(NamedTuple):
     requests: np.recarray
     ends: np.ndarray
-    heap: np.ndarray
-    engine: np.record
+    heaps: np.ndarray
+    heap_sizes: np.ndarray
 
 
 def make_lists() -> Lists:
-    ends, heap = np.full((LISTS, 2), NONE, np.int32), np.zeros(ROWS, np.int32)
-    return Lists(make_requests(ROWS), ends, heap, np.zeros(1, ENGINE).view(np.recarray)[0])
+    ends, heaps = np.full((LISTS, 2), NONE, np.int32), np.zeros((HEAPS, ROWS), np.int32)
+    return Lists(make_requests(ROWS), ends, heaps, np.zeros(HEAPS, np.int64))
 
 
 @kernel
@@ -40,19 +40,24 @@ def edit_list(state, edit, where, row):
 
 
 @kernel
-def edit_heap(state, edit, row, iteration):
+def edit_heap(state, edit, heap, row, key):
     if edit == ADD:
-        add_event(state, row, iteration)
+        add_event(state, heap, row, key)
     else:
-        cancel_event(state, row)
+        cancel_event(state, heap, row)
 
 
 @kernel
-def pop(state):
-    """(iteration, row) of the next event, which is taken out."""
-    iteration, row = next_event(state), state.heap[0]
-    cancel_event(state, row)
-    return iteration, row
+def pop(state, heap):
+    """(key, row) of the next event, which is taken out."""
+    key, row = next_event(state, heap), state.heaps[heap, 0]
+    cancel_event(state, heap, row)
+    return key, row
+
+
+@kernel
+def next_key(state, heap):
+    return next_event(state, heap)
 
 
 def read(state: Lists, where: int) -> list[int]:
@@ -88,18 +93,23 @@ def test_lists_keep_the_order_of_pushes_and_removals(edits):
 
 
 @settings(derandomize=True, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(0, 8)), max_size=80), st.booleans())
-def test_events_come_by_iteration_then_by_arrival_whatever_the_order_they_were_added_in(edits, late):
-    state, expected = make_lists(), {}
-    for row, iteration in edits:
-        iteration += 2**33 * late
-        if row in expected:
-            edit_heap(state, CANCEL, row, 0)
-            del expected[row]
+@given(
+    st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(0, HEAPS - 1), st.integers(0, 8)), max_size=80),
+    st.sampled_from([0.0, 2.0**33, 0.1]),
+)
+def test_events_come_by_key_then_by_row_whatever_the_order_they_were_added_in(edits, base):
+    state, expected = make_lists(), [{} for _ in range(HEAPS)]
+    for row, heap, key in edits:
+        held_in = next((i for i in range(HEAPS) if row in expected[i]), None)
+        if held_in is not None:
+            edit_heap(state, CANCEL, held_in, row, 0.0)
+            del expected[held_in][row]
             assert state.requests[row].heap_place == NONE
         else:
-            edit_heap(state, ADD, row, iteration)
-            expected[row] = iteration
-    found = [tuple(int(x) for x in pop(state)) for _ in range(len(expected))]
-    assert found == sorted((iteration, row) for row, iteration in expected.items())
-    assert state.engine.heap_size == 0
+            edit_heap(state, ADD, heap, row, base + key)
+            expected[heap][row] = base + key
+    for heap in range(HEAPS):
+        found = [pop(state, heap) for _ in range(len(expected[heap]))]
+        assert found == sorted((key, row) for row, key in expected[heap].items())
+        assert state.heap_sizes[heap] == 0
+        assert next_key(state, heap) == np.inf

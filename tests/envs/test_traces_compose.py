@@ -65,9 +65,9 @@ def library(sessions=30, families_of=1):
 
 def check_causal(episode):
     rows = episode.rows
-    child = np.flatnonzero(rows["parent"] >= 0)
-    assert (rows["parent"] < np.arange(len(rows))).all()
-    assert (rows["arrival_s"][rows["parent"][child]] <= rows["arrival_s"][child]).all()
+    before, after = episode.needs
+    assert (before < after).all()
+    assert (rows["arrival_s"][before] <= rows["arrival_s"][after]).all()
     assert (np.diff(rows["arrival_s"]) >= 0).all()
     assert rows["arrival_s"][0] >= 0
     assert rows["arrival_s"][-1] < episode.horizon_s
@@ -139,7 +139,7 @@ def test_load_divides_arrival_times_and_keeps_the_order():
     slow = compose(trace, part="all", seed=1, page_tokens=8, warmup_s=0.0)
     fast = compose(trace, part="all", seed=1, page_tokens=8, warmup_s=0.0, load=2.0)
     assert np.allclose(slow.rows["arrival_s"], 2.0 * fast.rows["arrival_s"])
-    assert (slow.rows["parent"] == fast.rows["parent"]).all()
+    assert np.array_equal(slow.needs, fast.needs)
     assert fast.rate_per_s == pytest.approx(2.0 * slow.rate_per_s)
 
 
@@ -185,16 +185,16 @@ def test_library_episode_is_causal_and_repeatable(part):
 
 def test_library_clips_idle_gaps_and_scales_starts_with_load():
     episode = compose(library(), part="all", seed=5, page_tokens=8)
-    rows = episode.rows
-    waits = (rows["arrival_s"] - rows["arrival_s"][rows["parent"]])[rows["parent"] >= 0]
+    before, after = episode.needs
+    waits = episode.rows["arrival_s"][after] - episode.rows["arrival_s"][before]
     assert np.unique(np.round(waits, 3)).tolist() == [100.0, 600.3]
-    starts = [(compose(library(), part="all", seed=5, page_tokens=8, load=x).rows["parent"] < 0).sum() for x in (1, 8)]
+    starts = [(compose(library(), part="all", seed=5, page_tokens=8, load=x).rows["needs"] == 0).sum() for x in (1, 8)]
     assert starts[1] > 4 * starts[0]
 
 
 def test_repeated_sessions_share_nothing_with_their_first_play():
     episode = compose(library(6), part="all", seed=5, page_tokens=8, load=10.0)
-    first = episode.rows["parent"] < 0
+    first = episode.rows["needs"] == 0
     heads = episode.refs[episode.rows["ref_off"][first]]
     assert len(heads) > 6
     assert len(np.unique(heads)) == len(heads)
@@ -206,25 +206,6 @@ def test_families_stay_together():
     parts = {part: set(sources(trace)[split(trace, part)].tolist()) for part in ("train", "validation", "test")}
     for family in families(trace):
         assert sum(set(family) <= members for members in parts.values()) == 1
-
-
-def test_sub_agent_waits_for_its_parents_latest_row():
-    trace = make(
-        [0.0, 50.0, 90.0, 60.0],
-        [[0], [0, 1], [0, 1, 2], [0, 9]],
-        [0, 0, 0, 1],
-        [-1, 0, 1, -1],
-        kind="session-library",
-        s_source_id=np.array([7, 7]),
-        s_parent_session=np.array([-1, 0]),
-    )
-    episode = compose(trace, part="all", seed=0, page_tokens=8)
-    lengths = episode.rows["input_tokens"]
-    waits = np.flatnonzero((lengths == 16) & (np.roll(lengths, 1) == 16))
-    assert len(waits)
-    child = [row for row in waits if episode.rows["parent"][row] == row - 1]
-    assert child
-    assert np.allclose(episode.rows["arrival_s"][child] - episode.rows["arrival_s"][np.array(child) - 1], 10.0)
 
 
 def test_library_part_without_sources_is_refused():

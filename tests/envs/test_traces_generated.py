@@ -76,7 +76,8 @@ def test_composed_scenario_knows_the_ids_of_outputs_that_later_turns_repeat():
     has_child = np.isin(np.arange(len(trace)), trace.parent)
     tokens = trace.input_tokens + trace.output_tokens
     assert (episode.rows["known_ids"] == np.where(has_child, tokens, trace.input_tokens) // 64).all()
-    assert (episode.rows["parent"] == trace.parent).all()
+    before, after = episode.needs
+    assert (before == trace.parent[after]).all() and (episode.rows["needs"] == (trace.parent >= 0)).all()
     assert 0.5 < output_id_fraction(episode) < 1.0
     assert (episode.warmup_s, episode.horizon_s) == (300.0, 2100.0)
 

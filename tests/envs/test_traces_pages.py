@@ -31,11 +31,12 @@ def make_trace(ids, tokens, block_size, parent=None, arrival_s=None, output=None
 def select(trace: Trace, rows, copy=None) -> Selection:
     rows = np.array(rows, np.int64)
     copy = np.zeros_like(rows) if copy is None else np.array(copy)
-    return Selection(rows, copy, np.arange(len(rows), dtype=float), trace.parent[rows].astype(np.int64))
+    return Selection(rows, copy, np.arange(len(rows), dtype=float))
 
 
 def episode_of(trace, selection, page_tokens, max_refs=10**6):
-    return assemble(trace, selection, seed=0, page_tokens=page_tokens, warmup_s=0.0, horizon_s=1e6, max_refs=max_refs)
+    settings = {"warmup_s": 0.0, "horizon_s": 1e6, "max_refs": max_refs, "loop": "open"}
+    return assemble(trace, selection, seed=0, page_tokens=page_tokens, **settings)
 
 
 def random_trace(rng: np.random.Generator, block_size: int) -> Trace:

@@ -25,7 +25,7 @@ class TinyWorkload:
     def episode(self, part: Part, seed: int) -> Episode:
         rows = np.zeros(10, ROW).view(np.recarray)
         rows.arrival_s = np.sort(np.random.default_rng(seed).uniform(0.0, STEPS * WINDOW_S, len(rows)))
-        rows.input_tokens, rows.output_tokens, rows.parent, rows.measured = 4000, 20, -1, 1
+        rows.input_tokens, rows.output_tokens, rows.measured = 4000, 20, 1
         return Episode(self.name, seed, rows, np.zeros(0, np.int32), 0, 64, 0.0, STEPS * WINDOW_S)
 
 

@@ -9,11 +9,13 @@ from hbmgym.envs import calibration
 from hbmgym.envs.calibration import remember_rate
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.traces.classes import CHAT
+from hbmgym.envs.traces.episode import LOOPS
 from hbmgym.envs.traces.seeds import SeedError
 from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import ScenarioWorkload, Workload, open_workloads
 
 from ..eval.traffic import write_trace
+from .test_traces_compose import SHARED
 
 CONFIG = ServingConfig(model="qwen3.5-4b", hbm_gib=1.0)
 RATES = {"chat": 0.4}
@@ -71,6 +73,19 @@ def test_an_unknown_scenario_is_refused_before_anything_is_calibrated(capsys):
     with pytest.raises(TraceError, match="expected one of mix-shift, "):
         open_workloads(dataclasses.replace(CONFIG, hbm_gib=1.5), scenarios=["mix-shift", "nowhere"])
     assert "calibrating" not in capsys.readouterr().err
+
+
+def test_the_loop_goes_to_every_episode(tmp_path, chat_rate):
+    path = SHARED / "mooncake_conversation.train.npz"
+    traces = [path] if path.is_file() else []
+    for loop in LOOPS:
+        workloads = open_workloads(CONFIG, scenarios=["steady-chat"], traces=traces, loop=loop)
+        assert {workload.episode("validation", 10_000).loop for workload in workloads} == {loop}
+
+
+def test_an_unknown_loop_is_refused():
+    with pytest.raises(ValueError, match="loop is 'half', expected one of: open, closed"):
+        open_workloads(CONFIG, scenarios=["steady-chat"], loop="half")
 
 
 def test_two_workloads_of_one_name_are_refused(tmp_path):

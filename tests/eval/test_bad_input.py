@@ -227,6 +227,13 @@ def test_a_part_that_is_too_short_is_named_with_the_load_that_would_do(script, g
 
 
 @both
+def test_a_trace_of_which_no_row_follows_another_has_no_closed_loop(script, good_trace, refusal):
+    line = refusal(script, "--trace", good_trace, "--loop", "closed")
+    assert "good: loop is 'closed', but no row follows another one (take loop 'open')" in line
+    assert "--loop" in refusal(script, "--trace", good_trace, "--loop", "half")
+
+
+@both
 def test_one_trace_cannot_be_given_twice(script, good_trace, refusal):
     assert "good is given twice" in refusal(script, "--trace", good_trace, "--trace", good_trace)
 

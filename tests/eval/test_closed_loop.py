@@ -42,7 +42,8 @@ def test_clients_that_start_together_are_prefilled_and_decoded_together():
 
 def test_never_more_requests_run_than_there_are_clients():
     episode = closed_loop(dataclasses.replace(ROW, concurrency=3, requests=8))
-    assert episode.rows["parent"].tolist() == [-1, -1, -1, 0, 1, 2, 3, 4]
+    assert episode.rows["needs"].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert [pair.tolist() for pair in episode.needs] == [[0, 1, 2, 3, 4], [3, 4, 5, 6, 7]]
 
 
 def test_clients_and_throughput_obey_littles_law():

@@ -115,6 +115,15 @@ def test_a_recorded_trace_with_the_name_of_a_scenario_has_no_oracle(tmp_path):
     assert found.results[0].controllers == ["static-0.500"]
 
 
+def test_a_closed_loop_is_named_in_the_table_and_where_rho_is_told(capsys):
+    for loop, named in (("open", False), ("closed", True)):
+        bench = Bench(CONFIG, (dataclasses.replace(CHAT, loop=loop),), "validation")
+        print_comparison(compare(bench, ["static-0.8"], SEEDS[:1], jobs=1, oracle=False, progress=False))
+        printed = capsys.readouterr().out
+        assert ("steady-chat, closed loop: 1 episodes" in printed) is named
+        assert ("of the same rows in an open loop" in printed) is named
+
+
 def test_an_overloaded_workload_is_marked():
     def first_line(rho: float) -> str:
         return summary_lines(dataclasses.replace(full_result(), rho=rho))[0]

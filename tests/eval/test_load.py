@@ -35,6 +35,10 @@ def test_a_saturated_episode_keeps_rows_and_order():
     assert np.allclose(full.rows["arrival_s"] * 50.0, episode.rows["arrival_s"])
 
 
+def test_rho_of_a_closed_loop_is_that_of_the_same_rows_in_an_open_one():
+    assert at_load(1.0, dataclasses.replace(CHAT, loop="closed")) == at_load(1.0, CHAT)
+
+
 def test_rho_is_that_of_the_best_split():
     episode = MIX.episode("validation", 10_000)
     assert rho(SHARES, episode, CONFIG) == min(rho_at(share, episode, CONFIG) for share in SHARES)

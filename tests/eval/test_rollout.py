@@ -12,13 +12,13 @@ from hbmgym.controllers.registry import make_controller
 from hbmgym.controllers.static import StaticController
 from hbmgym.envs.serving.config import Policies
 from hbmgym.envs.serving.core import Core, setup_hash
-from hbmgym.eval.rollout import cell_hash, evaluate, run_episode
+from hbmgym.eval.rollout import cell_hash, evaluate, last_s, run_episode
 from hbmgym.memory_backend.migration import MigrateOnFailure
 
 from .traffic import CHAT, CONFIG, MIX
 
 FIELDS = {
-    *("controller", "trace", "seed", "model", "budget_bytes", "mapped_chunks", "requests"),
+    *("controller", "trace", "seed", "loop", "model", "budget_bytes", "mapped_chunks", "requests"),
     *("ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "tpot_p99_s", "slo_goodput_per_s", "slo_violation_rate", "cost"),
     *("hit_rate", "preemptions", "oom_requests", "rejected", "bytes_migrated"),
     *("recomputed_tokens", "snapshots_saved", "snapshots_skipped"),
@@ -78,10 +78,7 @@ class Swing:
 
 
 def test_host_memory_gives_the_cell_of_accounting():
-    whole = CHAT.episode("validation", 10_000)
-    rows = whole.rows[whole.rows["arrival_s"] < 60.0]
-    rows["measured"] = 1
-    episode = dataclasses.replace(whole, rows=rows, warmup_s=0.0, horizon_s=60.0)
+    episode = CHAT.episode("validation", 10_000).until(60.0, 0.0)
     config = dataclasses.replace(CONFIG, hbm_gib=0.4)
     rollouts = []
     for backend in ("host", "accounting"):
@@ -104,6 +101,57 @@ def test_a_case_is_its_setup_and_all_that_arrives():
     louder = dataclasses.replace(MIX, load=1.1).episode("validation", 10_000)
     assert cell_hash("a", episode) != cell_hash("b", episode)
     assert cell_hash("a", episode) != cell_hash("a", louder)
+
+
+def test_a_case_covers_the_loop_and_who_waits_for_whom():
+    opened, closed = (dataclasses.replace(CHAT, loop=loop).episode("validation", 10_000) for loop in ("open", "closed"))
+    rows = opened.rows.copy()
+    other = dataclasses.replace(opened, rows=rows, followers=opened.followers[::-1].copy())
+    longer_gaps = closed.rows.copy()
+    longer_gaps.gap_s += 1.0
+    cases = (
+        opened,
+        closed,
+        other,
+        dataclasses.replace(opened, loop="closed"),
+        dataclasses.replace(closed, rows=longer_gaps),
+    )
+    assert len({cell_hash("a", episode) for episode in cases}) == len(cases)
+
+
+def test_a_closed_loop_comes_to_its_end_and_measures_the_same_rows_for_all():
+    workload = dataclasses.replace(MIX, loop="closed", load=2.0)
+    one, other = (cells(name, workload) for name in ("static-0.3", "demand"))
+    for key in ("loop", "cell_hash", "setup_hash", "requests"):
+        assert [cell[key] for cell in one] == [cell[key] for cell in other]
+    assert one[0]["loop"] == "closed" and one[0]["cost"] != other[0]["cost"]
+
+
+class Patient:
+    """Counts the windows."""
+
+    name = "patient"
+    fixed_share = None
+
+    def reset(self, setup: Setup) -> None:
+        self.windows = 0
+
+    def act(self, telemetry: np.record) -> Decision:
+        self.windows += 1
+        return Decision(None)
+
+
+def test_a_closed_loop_that_does_not_end_is_cut_at_twenty_horizons_and_what_was_never_sent_costs_the_most():
+    episode = dataclasses.replace(MIX, loop="closed").episode("validation", 10_000).until(200.0, 0.0)
+    rows = episode.rows.copy()
+    rows.gap_s[rows.needs > 0] = 3000.0
+    core, controller = Core(CONFIG), Patient()
+    cell = run_episode(controller, core, dataclasses.replace(episode, rows=rows)).cell
+    assert core.now_s >= last_s(episode) == 20.0 * 200.0
+    assert controller.windows == 800
+    unsent = np.isnan(core.requests["arrival_s"]).sum()
+    assert 0 < unsent < len(rows) == cell["requests"]
+    assert cell["cost"] >= 10.0 * unsent / len(rows)
 
 
 def test_the_window_is_part_of_the_setup():
