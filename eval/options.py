@@ -10,9 +10,11 @@ from hbmgym.envs.serving.config import SGLANG_SLOTS, Policies, ServingConfig, pa
 from hbmgym.envs.serving.constants import LOADED
 from hbmgym.envs.serving.costs import read_costs
 from hbmgym.envs.traces.episode import LOOPS
+from hbmgym.envs.traces.avmp_traffic import PAPER_SCENARIOS
 from hbmgym.envs.traces.pages import output_id_fraction
+from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.seeds import Part
-from hbmgym.envs.workload import PaperTrafficWorkload, TraceWorkload, Workload, open_workloads
+from hbmgym.envs.workload import DEFAULT_SCENARIO, PaperTrafficWorkload, TraceWorkload, Workload, open_workloads
 
 _DEFAULTS = ServingConfig()
 
@@ -24,8 +26,7 @@ class ServingOptions:
     trace: tuple[str, ...] = option((), "trace file, repeatable: compact .npz or Mooncake .jsonl", metavar="PATH")
     scenario: tuple[str, ...] = option(
         (),
-        "generated scenario, repeatable: mix-shift (the default), steady-chat, or a workload of the AVMP paper: "
-        "avmp-uniform-short, avmp-mixed-long, avmp-agentic-burst, avmp-sharegpt-replay:FILE",
+        f"generated scenario, repeatable, by default {DEFAULT_SCENARIO}: {', '.join((*SCENARIOS, *PAPER_SCENARIOS))}:FILE",
     )
     model: str = option(_DEFAULTS.model, "model served, lower-case slug")
     gpu: str = option(_DEFAULTS.gpu, "GPU: h200, h100, a100 or rtx3060")
