@@ -9,8 +9,8 @@ from hbmgym.cli import option
 from hbmgym.envs.serving.config import SGLANG_SLOTS, Policies, ServingConfig, parse_slots_per_request
 from hbmgym.envs.serving.constants import LOADED
 from hbmgym.envs.serving.costs import read_costs
-from hbmgym.envs.traces.episode import LOOPS
 from hbmgym.envs.traces.avmp_traffic import PAPER_SCENARIOS
+from hbmgym.envs.traces.episode import LOOPS
 from hbmgym.envs.traces.pages import output_id_fraction
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.seeds import Part
@@ -26,7 +26,8 @@ class ServingOptions:
     trace: tuple[str, ...] = option((), "trace file, repeatable: compact .npz or Mooncake .jsonl", metavar="PATH")
     scenario: tuple[str, ...] = option(
         (),
-        f"generated scenario, repeatable, by default {DEFAULT_SCENARIO}: {', '.join((*SCENARIOS, *PAPER_SCENARIOS))}:FILE",
+        f"generated scenario, repeatable (default {DEFAULT_SCENARIO}): "
+        f"{', '.join((*SCENARIOS, *PAPER_SCENARIOS))}:FILE",
     )
     model: str = option(_DEFAULTS.model, "model served, lower-case slug")
     gpu: str = option(_DEFAULTS.gpu, "GPU: h200, h100, a100 or rtx3060")
