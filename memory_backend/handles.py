@@ -6,7 +6,7 @@ They take the address of a Memory's Table, which is 0 once the memory is closed,
 import numpy as np
 
 from hbmgym.memory_backend.jit import kernel, subkernel
-from hbmgym.memory_backend.migration import headroom, slots_after_migration
+from hbmgym.memory_backend.migration import slots_after_migration, thresholds_allow
 from hbmgym.memory_backend.oplog import KV
 from hbmgym.memory_backend.pools import INDEX_BITS, NONE, make_handle, pin, release, resolve_handle, unpin, zero
 from hbmgym.memory_backend.prefix_cache import NEVER, memory_at, take_page, take_slot
@@ -171,8 +171,7 @@ def ask_for_split(table, slots, ssm_chunks):
 def slots_after_failure(table, kind, count, low, high, batch_chunks):
     """Slots of the split that AVMP's rule takes after pool `kind` had no room for `count` blocks; NONE: no other."""
     memory = memory_at(table)
-    pool, other = (memory.kv, memory.ssm) if kind == KV else (memory.ssm, memory.kv)
-    if headroom(pool) >= low or headroom(other) <= high:
+    if not thresholds_allow(memory, kind, low, high):
         return NONE
     pages, slots = (count, 0) if kind == KV else (0, count)
     return slots_after_migration(memory, kind, slots, pages, batch_chunks)

@@ -6,7 +6,7 @@ Source: "Asymmetric Virtual Memory Paging" (arXiv 2605.22416), section 3.2. Cach
 from dataclasses import dataclass
 
 from hbmgym.memory_backend.jit import subkernel
-from hbmgym.memory_backend.oplog import KV
+from hbmgym.memory_backend.oplog import KV, SSM
 from hbmgym.memory_backend.pools import NONE
 from hbmgym.memory_backend.resize import most_slots_beside
 
@@ -35,9 +35,12 @@ PAPERS_RULE = MigrateOnFailure()
 
 
 @subkernel
-def headroom(pool):
-    """Blocks that are free or cached / capacity; below 0 where a shrinking pool holds more live ones than it may."""
-    return (pool.meta.limit - pool.meta.live) / pool.meta.capacity
+def thresholds_allow(memory, failing, low, high):
+    """Is less than `low` of pool `failing` free or cached, and more than `high` of the other one?"""
+    short, other = memory.kv.meta, memory.ssm.meta
+    if failing == SSM:
+        short, other = other, short
+    return (short.limit - short.live) / short.capacity < low and (other.limit - other.live) / other.capacity > high
 
 
 @subkernel

@@ -19,42 +19,28 @@ def can_be_live(memory, slots, pages):
 
 
 @subkernel
-def have_slot_free(memory, now_s):
-    """Have a free slot if free room or cached pages can pay for it, else leave that to the cached slots; returns the
-    bytes copied."""
-    kv, ssm = memory.kv.meta, memory.ssm.meta
-    if free_blocks(memory.ssm) > 0 or ssm.capacity >= most_slots_beside(memory, kv.live):
-        return 0
-    while ssm.capacity >= most_slots_beside(memory, kv.live + kv.cached):
-        evict_page(memory)
-        if free_blocks(memory.ssm) > 0:  # the snapshot at the page's end went with it
-            return 0
-    return change_split_now(memory, ssm.capacity + 1, now_s)[1]
+def have_free(memory, slots, pages):
+    """Have so many slots and pages free, if they can be had; returns the bytes copied.
 
-
-@subkernel
-def slots_can_pay(memory):
-    """Would KV gain chunks if no slot were free?"""
-    ssm = memory.ssm.meta
-    return ssm_chunks_of(memory, max(ssm.live + ssm.cached, memory.split.min_slots)) < ssm.chunks
-
-
-@subkernel
-def have_pages_free(memory, count, now_s):
-    """Have `count` free pages: free slots pay first, then cached pages, then snapshots; returns the bytes copied.
-
-    Nothing is evicted where that many pages cannot be had.
+    Free room of either pool pays first, then cached pages, as far as that helps, then cached slots.
     """
     kv, ssm = memory.kv.meta, memory.ssm.meta
-    copied = 0
-    if free_blocks(memory.kv) >= count or not can_be_live(memory, 0, count):
-        return copied
-    while free_blocks(memory.kv) < count:
-        if slots_can_pay(memory):
-            wanted = most_slots_beside(memory, kv.live + kv.cached + count)
-            copied += change_split_now(memory, max(wanted, ssm.live + ssm.cached, memory.split.min_slots), now_s)[1]
-        elif kv.cached > 0:
+    has_enough = free_blocks(memory.ssm) >= slots and free_blocks(memory.kv) >= pages
+    if has_enough or not can_be_live(memory, slots, pages):
+        return 0
+    while True:
+        least = max(ssm.live + ssm.cached + slots, memory.split.min_slots)
+        most = most_slots_beside(memory, kv.live + kv.cached + pages)
+        if least <= most:
+            return change_split_now(memory, min(max(ssm.capacity, least), most))[1]
+        if kv.cached > 0 and (pages > 0 or least <= most_slots_beside(memory, kv.live)):
             evict_page(memory)
         else:
             evict_snapshot(memory)
-    return copied
+
+
+@subkernel
+def free_slots_can_pay(memory):
+    """Would KV gain chunks if no slot were free?"""
+    ssm = memory.ssm.meta
+    return ssm_chunks_of(memory, max(ssm.live + ssm.cached, memory.split.min_slots)) < ssm.chunks

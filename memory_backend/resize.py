@@ -60,11 +60,16 @@ def _next_run(memory):
 @subkernel
 def go_on_shrinking(memory, now_s, chunk_move_s):
     """Evict down to the limits and schedule what can move; to be called after a request or whenever memory is freed."""
+    _evict_to_limits(memory)
+    _schedule_run(memory, now_s, chunk_move_s)
+
+
+@subkernel
+def _evict_to_limits(memory):
     while memory.ssm.meta.live + memory.ssm.meta.cached > memory.ssm.meta.limit and memory.ssm.meta.cached > 0:
         evict_snapshot(memory)
     while memory.kv.meta.live + memory.kv.meta.cached > memory.kv.meta.limit and memory.kv.meta.cached > 0:
         evict_page(memory)
-    _schedule_run(memory, now_s, chunk_move_s)
 
 
 @subkernel
@@ -112,13 +117,8 @@ def _move_top_chunks(memory, donor, recipient, count):
 
 
 @subkernel
-def run_arrives(memory, chunk_move_s, copy_s_per_byte):
-    """Move the run that is due and schedule the next; returns (chunks moved, bytes copied to clear their way)."""
-    split = memory.split
-    due_s = split.tick_s
-    split.tick_s = NEVER
-    from_kv, movable = _next_run(memory)
-    count = min(movable, split.run_chunks)
+def _move_chunks(memory, from_kv, count):
+    """Move the top chunks of one pool onto the top of the other; returns the bytes copied to clear their way."""
     donor = memory.kv if from_kv else memory.ssm
     recipient = memory.ssm if from_kv else memory.kv
     left = donor.meta.chunks - count
@@ -126,8 +126,20 @@ def run_arrives(memory, chunk_move_s, copy_s_per_byte):
     _move_top_chunks(memory, donor, recipient, count)
     _set_chunks(donor, left)
     _set_chunks(recipient, recipient.meta.chunks + count)
-    split.moved_chunks += count
-    split.relocated_bytes += copied
+    memory.split.moved_chunks += count
+    memory.split.relocated_bytes += copied
+    return copied
+
+
+@subkernel
+def run_arrives(memory, chunk_move_s, copy_s_per_byte):
+    """Move the run that is due and schedule the next; returns (chunks moved, bytes copied to clear their way)."""
+    split = memory.split
+    due_s = split.tick_s
+    split.tick_s = NEVER
+    from_kv, movable = _next_run(memory)
+    count = min(movable, split.run_chunks)
+    copied = _move_chunks(memory, from_kv, count)
     split.worker_free_s = due_s + copied * copy_s_per_byte
     _schedule_run(memory, due_s, chunk_move_s)
     return count, copied
@@ -149,20 +161,21 @@ def most_slots_beside(memory, pages):
 
 
 @subkernel
-def change_split_now(memory, slots, now_s):
+def change_split_now(memory, slots):
     """Take the split with `slots` slots at once; returns (chunks moved, bytes copied to clear their way).
 
     What is live must fit, and no request may be under way.
     """
-    assert memory.kv.meta.chunks == memory.kv.meta.target_chunks, "a requested split is under way"
-    request_split(memory, slots, ssm_chunks_of(memory, slots), now_s, 0.0)
-    chunks, copied = 0, 0
-    while memory.split.tick_s < NEVER:
-        count, copied_now = run_arrives(memory, 0.0, 0.0)
-        chunks += count
-        copied += copied_now
-    assert memory.kv.meta.chunks == memory.kv.meta.target_chunks, "live blocks were in the way"
-    return chunks, copied
+    kv, ssm = memory.kv, memory.ssm
+    assert kv.meta.chunks == kv.meta.target_chunks, "a requested split is under way"
+    ssm_chunks = ssm_chunks_of(memory, slots)
+    memory.split.requested_slots = slots
+    _set_target(ssm, ssm_chunks)
+    _set_target(kv, memory.split.chunks - ssm_chunks)
+    _evict_to_limits(memory)
+    assert kv.meta.live <= kv.meta.limit and ssm.meta.live <= ssm.meta.limit, "live blocks are in the way"
+    count = abs(kv.meta.chunks - kv.meta.target_chunks)
+    return count, _move_chunks(memory, kv.meta.chunks > kv.meta.target_chunks, count)
 
 
 @subkernel

@@ -2,7 +2,7 @@
 
 from hbmgym.envs.serving.arrival import leave_queue
 from hbmgym.envs.serving.order import push_last
-from hbmgym.envs.serving.shortage import answer_shortage, lacking_pool, prepare_pages, prepare_slot
+from hbmgym.envs.serving.shortage import answer_shortage, fetch_room, lacking_pool
 from hbmgym.envs.serving.state import PREFILL, PREFILLING, QUEUE
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.pools import NONE, copy, unpin, zero
@@ -60,7 +60,7 @@ def _start(state, row, reuse, resident, pages):
     _take_slots(state, row, reuse)
     request.published = reuse
     request.pages = reuse
-    prepare_pages(state, pages - reuse)
+    fetch_room(state, 0, pages - reuse)
     for _ in range(pages - reuse):
         grow(state, row, state.memory.kv.meta.limit)
     reused = reuse * engine.page_tokens
@@ -91,7 +91,7 @@ def _take_slots(state, row, reuse):
         reuse_snapshot(state.memory, snapshot)  # live, so that no slot taken below evicts it
     engine.allocations += engine.slots_per_request
     for i in range(1, engine.slots_per_request):
-        prepare_slot(state)
+        fetch_room(state, 1, 0)
         slot = take_slot(state.memory)
         if i == 1:
             request.reserved = slot
@@ -99,7 +99,7 @@ def _take_slots(state, row, reuse):
             ssm.entries[slot].next = request.idle_slots
             request.idle_slots = slot
     request.reserved_depth = 0
-    prepare_slot(state)
+    fetch_room(state, 1, 0)
     if snapshot == NONE:
         request.working = take_slot(state.memory)
         zero(ssm, log, request.working)

@@ -3,7 +3,7 @@
 from hbmgym.envs.serving.admission import grow
 from hbmgym.envs.serving.arrival import book_miss, enqueue_first, is_older, reject, release_followers
 from hbmgym.envs.serving.order import add_event, cancel_event, push_last, remove
-from hbmgym.envs.serving.shortage import MIGRATE, answer_shortage, page_needs_an_edge, prepare_pages
+from hbmgym.envs.serving.shortage import MIGRATE, answer_shortage, fetch_room, page_needs_an_edge
 from hbmgym.envs.serving.snapshots import pop_private_page, publish_computed
 from hbmgym.envs.serving.state import (
     DECODE_EVENTS,
@@ -178,7 +178,7 @@ def grow_decoding(state, iteration, at_edge):
 def _extend(state, row, at_edge):
     """Give a decoding request one page, if it is to be had."""
     if at_edge:
-        prepare_pages(state, 1)
+        fetch_room(state, 0, 1)
     elif page_needs_an_edge(state):
         return False
     kv = state.memory.kv.meta

@@ -8,8 +8,8 @@
 """
 
 from hbmgym.memory_backend.jit import subkernel
-from hbmgym.memory_backend.migration import headroom, slots_after_migration
-from hbmgym.memory_backend.one_buffer import can_be_live, have_pages_free, have_slot_free, slots_can_pay
+from hbmgym.memory_backend.migration import slots_after_migration, thresholds_allow
+from hbmgym.memory_backend.one_buffer import can_be_live, free_slots_can_pay, have_free
 from hbmgym.memory_backend.oplog import KV, SSM
 from hbmgym.memory_backend.pools import NONE, free_blocks
 from hbmgym.memory_backend.resize import change_split_now, most_slots_beside
@@ -36,28 +36,16 @@ def lacking_pool(state, slots, pages):
 
 @subkernel
 def answer_shortage(state, lacking, slots, pages, request_pages):
-    """Do what the rule allows about a request that needs so many slots and pages more, `request_pages` in all, and for
-    which pool `lacking` has no room; True when there is room now. What is cached may have changed."""
-    if state.engine.on_shortage == MIGRATE:
-        return _migrate(state, lacking, slots, pages, request_pages)
-    return False
-
-
-@subkernel
-def _migrate(state, lacking, slots, pages, request_pages):
-    """AVMP's rule, at most once at an iteration edge, and never while a requested split is under way."""
+    """Change the split at once, if the rule says so, for a request that needs so many slots and pages more,
+    `request_pages` in all, and for which pool `lacking` has no room. True when there is room now; what is cached may
+    have changed. The next iteration is charged for the move."""
     engine = state.engine
-    memory = state.memory
-    if engine.migrated_now != 0 or memory.kv.meta.chunks != memory.kv.meta.target_chunks:
-        return False
-    # Waiting cannot help a request that is larger than its pool, so neither thresholds nor throttle bind it.
-    can_wait = lacking == SSM or request_pages <= memory.kv.meta.capacity
-    if can_wait and not _thresholds_allow(state, lacking):
-        return False
-    found = slots_after_migration(memory, lacking, slots, pages, engine.migration_chunks)
+    found = NONE
+    if engine.on_shortage == MIGRATE:
+        found = _split_of_avmp(state, lacking, slots, pages, request_pages)
     if found == NONE:
         return False
-    chunks, copied = change_split_now(memory, found, engine.now_s)
+    chunks, copied = change_split_now(state.memory, found)
     engine.debt_s += chunks * state.cost.chunk_move_s + copied * state.cost.block_copy_s_per_byte
     engine.migrated_now = 1
     engine.next_migration = engine.allocations + engine.migration_interval
@@ -65,13 +53,19 @@ def _migrate(state, lacking, slots, pages, request_pages):
 
 
 @subkernel
-def _thresholds_allow(state, lacking):
+def _split_of_avmp(state, lacking, slots, pages, request_pages):
+    """Slots of the split that AVMP's rule takes, once at an iteration edge at most and never while a requested split
+    is under way; NONE: it takes no other."""
     engine = state.engine
-    short, other = state.memory.kv, state.memory.ssm
-    if lacking == SSM:
-        short, other = other, short
-    is_due = engine.allocations >= engine.next_migration
-    return is_due and headroom(short) < engine.migration_low and headroom(other) > engine.migration_high
+    memory = state.memory
+    if engine.migrated_now != 0 or memory.kv.meta.chunks != memory.kv.meta.target_chunks:
+        return NONE
+    # Waiting cannot help a request that is larger than its pool, so neither thresholds nor throttle bind it.
+    if lacking == SSM or request_pages <= memory.kv.meta.capacity:
+        is_due = engine.allocations >= engine.next_migration
+        if not is_due or not thresholds_allow(memory, lacking, engine.migration_low, engine.migration_high):
+            return NONE
+    return slots_after_migration(memory, lacking, slots, pages, engine.migration_chunks)
 
 
 @subkernel
@@ -83,22 +77,11 @@ def slots_within_reach(state):
 
 
 @subkernel
-def prepare_slot(state):
-    """Before a slot is taken: free room and cached pages of one buffer come before cached slots."""
+def fetch_room(state, slots, pages):
+    """Before so many slots and pages are taken from one buffer: fetch the room that the other pool does not need."""
     if state.engine.on_shortage == FLOAT:
-        _charge_copies(state, have_slot_free(state.memory, state.engine.now_s))
-
-
-@subkernel
-def prepare_pages(state, count):
-    """Before `count` pages are taken: free slots of one buffer come before cached pages, cached slots after them."""
-    if state.engine.on_shortage == FLOAT:
-        _charge_copies(state, have_pages_free(state.memory, count, state.engine.now_s))
-
-
-@subkernel
-def _charge_copies(state, copied):
-    state.engine.debt_s += copied * state.cost.block_copy_s_per_byte
+        copied = have_free(state.memory, slots, pages)
+        state.engine.debt_s += copied * state.cost.block_copy_s_per_byte
 
 
 @subkernel
@@ -106,4 +89,4 @@ def page_needs_an_edge(state):
     """Can the next page change the split? Then it can cost time, and has to be taken at an iteration edge."""
     if state.engine.on_shortage != FLOAT or free_blocks(state.memory.kv) > 0:
         return False
-    return slots_can_pay(state.memory) or state.memory.kv.meta.cached == 0
+    return free_slots_can_pay(state.memory) or state.memory.kv.meta.cached == 0

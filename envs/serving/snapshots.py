@@ -1,6 +1,6 @@
 """What of a running request becomes matchable: pages, and snapshots at page boundaries (rules 3, 6)."""
 
-from hbmgym.envs.serving.shortage import prepare_slot
+from hbmgym.envs.serving.shortage import fetch_room
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.pools import NONE, copy, stamp, touch
 from hbmgym.memory_backend.prefix_cache import publish_page, save_snapshot
@@ -51,7 +51,7 @@ def save_prefill_snapshot(state, row):
     if present != NONE:
         touch(state.memory.ssm, present)
         return
-    prepare_slot(state)
+    fetch_room(state, 1, 0)
     if not save_snapshot(state.memory, request.working, page_id):
         if request.reserved == NONE:
             engine.skipped_snapshots += 1

@@ -364,7 +364,7 @@ class NaiveEngine:
             self.kv.pin(name)
         self.take_slots(job, pages[reuse - 1] if reuse else None)
         job.published = job.pages = reuse
-        self.float_to_pages(needed - reuse)
+        self.float_to(0, needed - reuse)
         while job.pages < needed:
             assert self.grow(job, self.kv.limit)
         job.computed = reuse * self.page
@@ -386,7 +386,7 @@ class NaiveEngine:
         for name in (RESERVED, *range(2, self.spr))[: self.spr - 1]:
             assert self.take_slot((job.row, name))
         working = (job.row, WORKING)
-        self.float_to_slot()
+        self.float_to(1, 0)
         if snapshot and len(self.ssm.pins) >= self.ssm.limit:
             self.ssm.rename(snapshot, working)
             self.taken += 1
@@ -397,7 +397,7 @@ class NaiveEngine:
             self.debt_s += self.cost.slot_copy_s
 
     def take_slot(self, name: Hashable) -> bool:
-        self.float_to_slot()
+        self.float_to(1, 0)
         while not self.ssm.take(name, self.ssm.limit):
             if not self.ssm.cached:
                 return False
@@ -582,7 +582,7 @@ class NaiveEngine:
             needy = next((job for job in self.decoding if job.pages * self.page == job.context), None)
             if needy is None:
                 return preempted
-            self.float_to_pages(1)
+            self.float_to(0, 1)
             if not self.grow(needy, self.kv.capacity) and not (
                 self.migrates("kv", 0, 1, needy.pages + 1) and self.grow(needy, self.kv.capacity)
             ):
@@ -648,31 +648,16 @@ class NaiveEngine:
         self.may_migrate, self.migrated_after = False, self.taken
         return True
 
-    def float_to_slot(self) -> None:
-        """One buffer: a slot from free room, else from cached pages, which go first."""
-        if self.rule != "float":
+    def float_to(self, slots: int, pages: int) -> None:
+        """One buffer: room from whatever is free, else from cached pages, else from snapshots."""
+        live_slots, live_pages = len(self.ssm.pins) + slots, len(self.kv.pins) + pages
+        if self.rule != "float" or not self.holding(live_slots, live_pages):
             return
-        while len(self.ssm.at) == self.ssm.capacity:
-            slots = self.ssm.capacity + 1
-            if self.holding(slots, len(self.kv.at)):
-                copied, _ = self.change_split_now(slots)
+        while len(self.ssm.at) + slots > self.ssm.capacity or len(self.kv.at) + pages > self.kv.capacity:
+            if found := self.holding(len(self.ssm.at) + slots, len(self.kv.at) + pages):
+                copied, _ = self.change_split_now(min(max(self.ssm.capacity, found[0]), found[-1]))
                 self.debt_s += copied * self.cost.block_copy_s_per_byte
-            elif self.holding(slots, len(self.kv.pins)):
-                self.evict_page()
-            else:
-                return
-
-    def float_to_pages(self, count: int) -> None:
-        """One buffer: pages from free slots, else from cached pages, else from snapshots."""
-        if self.rule != "float" or not self.holding(len(self.ssm.pins), len(self.kv.pins) + count):
-            return
-        while len(self.kv.at) + count > self.kv.capacity:
-            least = max(len(self.ssm.at), self.layout.min_slots)
-            if self.layout.kv_chunks(least) > self.kv.chunks:
-                enough = self.holding(least, len(self.kv.at) + count)
-                copied, _ = self.change_split_now(enough[-1] if enough else least)
-                self.debt_s += copied * self.cost.block_copy_s_per_byte
-            elif self.kv.cached:
+            elif self.kv.cached and (pages or self.holding(len(self.ssm.at) + slots, len(self.kv.pins))):
                 self.evict_page()
             else:
                 self.ssm.free(self.victim(self.ssm))
