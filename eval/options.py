@@ -23,7 +23,13 @@ _DEFAULTS = ServingConfig()
 class ServingOptions:
     """Model, GPU, memory, traffic and policies."""
 
-    trace: tuple[str, ...] = option((), "trace file, repeatable: compact .npz or Mooncake .jsonl", metavar="PATH")
+    trace: tuple[str, ...] = option(
+        (),
+        "trace, repeatable: compact npz; jsonl of Mooncake, AIPerf or Qwen-Bailian; csv of Azure or BurstGPT; session "
+        "files of kv-cache-tester or Claude Code, or a folder of them; ShareGPT json; for other csv see "
+        "`python -m hbmgym.envs.traces convert --help`",
+        metavar="PATH",
+    )
     scenario: tuple[str, ...] = option(
         (),
         f"generated scenario, repeatable (default {DEFAULT_SCENARIO}): "

@@ -1,10 +1,12 @@
 """The delta and run-length coding of block ids: encode, expand, recode after rows were dropped or moved."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
 from hbmgym.memory_backend.jit import kernel
+from hbmgym.memory_backend.pools import NONE
 
 IdColumns = dict[str, np.ndarray]
 
@@ -48,25 +50,124 @@ def expand(
 
 
 def encode(rows: Sequence[Sequence[int]]) -> IdColumns:
-    """Code prefix-chained ids; h_ref is the last row that held the deepest leading id seen before. Ids become dense."""
-    dense: dict[int, int] = {}
-    last_row: dict[int, int] = {}
-    h_ref, h_lcp, r_off = [], [], [0]
-    runs: list[tuple[int, int]] = []
-    for number, ids in enumerate(rows):
-        seen = next((depth for depth, block in enumerate(ids) if block not in last_row), len(ids))
-        reference = last_row[ids[seen - 1]] if seen else -1
-        shared = _common_prefix(ids, rows[reference]) if seen else 0
-        runs += _runs([dense.setdefault(block, len(dense)) for block in ids[shared:]])
-        last_row.update(dict.fromkeys(ids, number))
-        h_ref.append(reference if shared else -1)
-        h_lcp.append(shared)
-        r_off.append(len(runs))
-    return _columns(h_ref, h_lcp, r_off, runs)
+    """Code the block ids of each row; see `encode_flat`."""
+    row_end = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return encode_flat(np.fromiter(chain.from_iterable(rows), np.int64, int(row_end[-1])), row_end)
+
+
+def encode_flat(ids: np.ndarray, row_end: np.ndarray) -> IdColumns:
+    """Code rows of block ids, row i being `ids[row_end[i]:row_end[i + 1]]`; both int64, ids of any value.
+
+    h_ref is the last row that held the deepest leading id seen before. Ids become dense in order of appearance. An id
+    stands for a block and all before it: one that follows different ids in different places counts as different ids.
+    """
+    ids, width = _dense(ids)
+    coded, h_ref, h_lcp = _coded(ids, row_end, width)
+    if not coded:
+        ids, width = _chained(ids, row_end)
+        _, h_ref, h_lcp = _coded(ids, row_end, width)
+    return new_ids(h_ref, h_lcp, np.diff(row_end) - h_lcp)
+
+
+def new_ids(h_ref: np.ndarray, h_lcp: np.ndarray, own: np.ndarray) -> IdColumns:
+    """Id columns of rows that continue the first h_lcp ids of row h_ref with `own` ids that no row before has."""
+    return {
+        "h_ref": np.where(h_lcp > 0, h_ref, NONE).astype(np.int32),
+        "h_lcp": h_lcp.astype(np.int32),
+        "r_off": np.concatenate(([0], np.cumsum(own > 0, dtype=np.int64))),
+        "r_start": (np.cumsum(own, dtype=np.int64) - own)[own > 0],
+        "r_len": own[own > 0].astype(np.int32),
+    }
+
+
+def _dense(ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """Equal ids stay equal, and all become >= 0 and less than the returned width, about the number of ids."""
+    low, high = int(ids.min(initial=0)), int(ids.max(initial=0))
+    if high - low <= max(1024, len(ids)):
+        return ids - low if low else ids, high - low + 1
+    unique, dense = np.unique(ids, return_inverse=True)
+    return dense.astype(np.int64), len(unique)
+
+
+def _coded(ids: np.ndarray, row_end: np.ndarray, width: int) -> tuple[bool, np.ndarray, np.ndarray]:
+    rows = len(row_end) - 1
+    h_ref, h_lcp = np.full(rows, NONE, np.int32), np.zeros(rows, np.int32)
+    scratch = np.full(width, NONE, np.int32), np.full(width, NONE, np.int32)
+    return bool(_code_rows(ids, row_end, *scratch, h_ref, h_lcp)), h_ref, h_lcp
+
+
+def _chained(ids: np.ndarray, row_end: np.ndarray) -> tuple[np.ndarray, int]:
+    """Ids that also tell what lies before them in their row, all less than the returned width."""
+    width = 1 << (2 * len(ids)).bit_length()
+    chained = np.empty_like(ids)
+    _chain_rows(ids, row_end, np.full(width, NONE, np.int64), np.empty(width, np.int64), chained)
+    return chained, width
+
+
+@kernel
+def _code_rows(ids, row_end, before, last_row, h_ref, h_lcp):
+    """Fill h_ref and h_lcp; False, with neither finished, when an id follows two different ids.
+
+    Scratch per id: the id before it, and the last row that held it; both hold NONE on entry.
+    """
+    for row in range(len(h_ref)):
+        last = NONE
+        for place in range(row_end[row], row_end[row + 1]):
+            block = ids[place]
+            if last_row[block] < 0:
+                before[block] = last
+            elif before[block] != last:
+                return False
+            else:
+                h_ref[row] = last_row[block]
+                h_lcp[row] += 1
+            last_row[block] = row
+            last = block
+    return True
+
+
+@kernel
+def _chain_rows(ids, row_end, slot_before, slot_id, chained):
+    """Fill `chained` with the slot of each pair (number before it, id) in a hash table.
+
+    The table's length is a power of two, more than the number of pairs; `slot_before` holds NONE on entry.
+    """
+    mask = len(slot_id) - 1
+    for row in range(len(row_end) - 1):
+        before = 0
+        for place in range(row_end[row], row_end[row + 1]):
+            slot = (before * 1_327_217_885 + ids[place] * 1_181_783_497) & mask
+            while slot_before[slot] >= 0 and (slot_before[slot] != before or slot_id[slot] != ids[place]):
+                slot = (slot + 1) & mask
+            slot_before[slot] = before
+            slot_id[slot] = ids[place]
+            chained[place] = slot
+            before = slot + 1
+
+
+def join(parts: Sequence[IdColumns]) -> IdColumns:
+    """Id columns of one part's rows after another's; no two parts share an id."""
+    rows = np.cumsum([0, *(len(part["h_ref"]) for part in parts)])
+    runs = np.cumsum([0, *(len(part["r_start"]) for part in parts)])
+    spans = np.cumsum([0, *(int((part["r_start"] + part["r_len"]).max(initial=0)) for part in parts)])
+    refs = [np.where(part["h_ref"] >= 0, part["h_ref"] + row, -1) for part, row in zip(parts, rows, strict=False)]
+    return {
+        "h_ref": np.concatenate([no_ids(0)["h_ref"], *refs]),
+        "h_lcp": np.concatenate([no_ids(0)["h_lcp"], *(part["h_lcp"] for part in parts)]),
+        "r_off": np.concatenate(
+            [no_ids(0)["r_off"], *(part["r_off"][1:] + run for part, run in zip(parts, runs, strict=False))]
+        ),
+        "r_start": np.concatenate(
+            [no_ids(0)["r_start"], *(part["r_start"] + span for part, span in zip(parts, spans, strict=False))]
+        ),
+        "r_len": np.concatenate([no_ids(0)["r_len"], *(part["r_len"] for part in parts)]),
+    }
 
 
 def recode(ids: IdColumns, order: np.ndarray) -> IdColumns:
     """Id columns of the rows `order` (old row numbers, in their new order); every kept row keeps its blocks."""
+    if not len(ids["r_start"]):
+        return no_ids(len(order))
     old_ref, old_lcp, old_off = (ids[name].tolist() for name in ("h_ref", "h_lcp", "r_off"))
     starts, lengths = ids["r_start"].tolist(), ids["r_len"].tolist()
     place: dict[int, int] = {}
@@ -99,21 +200,6 @@ def close_id_gaps(r_start: np.ndarray, r_len: np.ndarray) -> np.ndarray:
     closed = np.empty_like(r_start)
     closed[order] = start - np.cumsum(gaps)
     return closed
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((depth for depth, (left, right) in pairs if left != right), min(len(one), len(other)))
-
-
-def _runs(ids: Sequence[int]) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
-    for block in ids:
-        if runs and sum(runs[-1]) == block:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((block, 1))
-    return runs
 
 
 def _clip(runs: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:

@@ -1,30 +1,138 @@
 """`load_trace`: one entrance for every format, recognised by content and not by name."""
 
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from hbmgym.envs.traces.compact import load_compact
-from hbmgym.envs.traces.mooncake import load_mooncake
+from hbmgym.envs.traces.formats.azure import load_azure
+from hbmgym.envs.traces.formats.bailian import load_bailian
+from hbmgym.envs.traces.formats.burstgpt import load_burstgpt
+from hbmgym.envs.traces.formats.claude_code import load_claude_code
+from hbmgym.envs.traces.formats.compact import load_compact
+from hbmgym.envs.traces.formats.generic_csv import guess_columns, load_csv
+from hbmgym.envs.traces.formats.kv_cache_tester import load_kv_cache_tester
+from hbmgym.envs.traces.formats.mooncake import load_mooncake
+from hbmgym.envs.traces.formats.reading import read_head
+from hbmgym.envs.traces.formats.sharegpt import load_sharegpt
+from hbmgym.envs.traces.formats.table import DELIMITERS, plain_name, read_header
 from hbmgym.envs.traces.trace import Trace, TraceError
+from hbmgym.envs.traces.validate import refuse
 
+HEAD_BYTES = 2**16
+MAX_FILES = 100_000
 _ZIP = b"PK\x03\x04"
-_FORMATS = "a compact npz or Mooncake jsonl"
+_KEY = re.compile(r'"(\w+)"\s*:')
+"""A key of a JSON object; quotes inside a text have a backslash before them."""
+_FORMATS = (
+    "a compact npz; jsonl of Mooncake, AIPerf or Qwen-Bailian; csv of Azure, BurstGPT or with named columns;"
+    " session files of kv-cache-tester or Claude Code, or a folder of them; or ShareGPT json"
+)
 
 
-def load_trace(path: str | Path) -> Trace:
-    """Read a trace; raises `TraceError` with one line for anything that is not one."""
-    head = _head(Path(path))
+@dataclass(frozen=True)
+class Format:
+    """What a file is, and what reads it."""
+
+    name: str
+    load: Callable[[Path], Trace]
+
+
+# The first line whose keys are all in the file's head decides.
+_JSON_KEYS = (
+    ({"chat_id", "input_length"}, Format("Qwen-Bailian jsonl", load_bailian)),
+    ({"requests", "block_size"}, Format("kv-cache-tester json", load_kv_cache_tester)),
+    ({"conversations"}, Format("ShareGPT json", load_sharegpt)),
+    ({"sessionId"}, Format("Claude Code session log", load_claude_code)),
+    ({"leafUuid"}, Format("Claude Code session log", load_claude_code)),
+    ({"hash_ids"}, Format("Mooncake jsonl", load_mooncake)),
+    ({"input_length"}, Format("Mooncake jsonl", load_mooncake)),
+    ({"text_input"}, Format("Mooncake jsonl", load_mooncake)),
+    ({"timestamp"}, Format("Mooncake jsonl", load_mooncake)),
+)
+_CSV_COLUMNS = (
+    ({"timestamp", "contexttokens", "generatedtokens"}, Format("Azure csv", load_azure)),
+    ({"timestamp", "requesttokens", "responsetokens"}, Format("BurstGPT csv", load_burstgpt)),
+)
+_FOLDERS = (load_kv_cache_tester, load_claude_code)
+
+
+def load_trace(path: str | Path, columns: Mapping[str, str] | None = None) -> Trace:
+    """Read a trace; raises `TraceError` with one line for anything that is not one.
+
+    `columns` names those of a csv whose own names say nothing (`generic_csv.parse_columns`).
+    """
+    return recognise(Path(path), columns).load(Path(path))
+
+
+def recognise(path: Path, columns: Mapping[str, str] | None = None) -> Format:
+    """The format of a file or folder. Raises `TraceError`."""
+    if columns:
+        return Format("csv with the named columns", partial(load_csv, columns=columns))
+    if path.is_dir():
+        return _recognise_folder(path)
+    head = read_head(path, HEAD_BYTES)
     if head.startswith(_ZIP):
-        return load_compact(path)
-    if head.lstrip().startswith(b"{"):
-        return load_mooncake(path)
-    if not head.strip():
+        return Format("compact npz", load_compact)
+    text = head.decode("utf-8-sig", errors="replace").lstrip()
+    if not text:
         raise TraceError(f"{path}: the file is empty, expected {_FORMATS}")
-    raise TraceError(f"{path}: format is not recognised, expected {_FORMATS} (convert the file)")
+    if text[0] in "{[":
+        keys = set(_KEY.findall(text))
+        found = next((found for wanted, found in _JSON_KEYS if wanted <= keys), None)
+    else:
+        first_line, line_end, _ = text.partition("\n")
+        found = _recognise_csv(path, first_line) if line_end or len(head) < HEAD_BYTES else None
+    if found is None:
+        raise TraceError(f"{path}: format is not recognised, expected {_FORMATS} (convert the file)")
+    return found
 
 
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(4096)
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read: {error.strerror}, expected {_FORMATS}") from error
+def _recognise_csv(path: Path, first_line: str) -> Format | None:
+    if not any(delimiter in first_line for delimiter in DELIMITERS) or set(first_line) & {"\0", "\ufffd"}:
+        return None
+    header = read_header(path)
+    names = set(map(plain_name, header))
+    for wanted, found in _CSV_COLUMNS:
+        if wanted <= names:
+            return found
+    if columns := guess_columns(header):
+        return Format("csv with common column names", partial(load_csv, columns=columns))
+    remedy = "say which is which: python -m hbmgym.envs.traces convert --columns"
+    refuse(f"{path}:1", "columns", ", ".join(header), "those of a known csv", remedy)
+
+
+def _recognise_folder(folder: Path) -> Format:
+    """The one format of session files in a folder, at any depth; other files there are left alone."""
+    files: dict[Format, list[Path]] = {}
+    below = _files_below(folder)
+    for file in below:
+        try:
+            found = recognise(file)
+        except TraceError:
+            continue
+        if found.load in _FOLDERS:
+            files.setdefault(found, []).append(file)
+    if len(files) != 1:
+        shown = " and ".join(f"{len(group)} of {found.name}" for found, group in files.items()) or "no session files"
+        expected = "session files of kv-cache-tester or of Claude Code"
+        raise TraceError(f"{folder}: the folder holds {shown}, expected {expected} (name a file, or another folder)")
+    ((found, group),) = files.items()
+    load = partial(_load_folder, load=found.load, files=group, others=len(below) - len(group))
+    return Format(f"{found.name}, {len(group)} files", load)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    files = list(islice((file for file in folder.rglob("*") if file.is_file()), MAX_FILES + 1))
+    if len(files) > MAX_FILES:
+        raise TraceError(f"{folder}: the folder holds more than {MAX_FILES} files (name one of less)")
+    return sorted(files)
+
+
+def _load_folder(folder: Path, load: Callable[..., Trace], files: list[Path], others: int) -> Trace:
+    trace = load(folder, files=files)
+    if not others:
+        return trace
+    return replace(trace, notices=(*trace.notices, f"{folder}: {others} files of other kinds are left out"))

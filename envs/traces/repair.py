@@ -30,6 +30,22 @@ def drop_empty_rows(columns: Columns, path: str, notices: list[str]) -> Columns:
     return columns | {"r_start": close_id_gaps(columns["r_start"], columns["r_len"])}
 
 
+def order_by_arrival(columns: Columns, path: str, notices: list[str]) -> tuple[Columns, np.ndarray]:
+    """Rows by arrival, however their parents lie, and where each of them was; a parent that comes later is given up."""
+    order = np.argsort(columns["arrival_s"], kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    parent = columns["parent"]
+    earlier = (parent >= 0) & (place[parent] < place)
+    if given_up := int(((parent >= 0) & ~earlier).sum()):
+        notices.append(f"{path}: {given_up} rows arrived before the turn that they continue, now they continue none")
+    columns = columns | {"parent": np.where(earlier, parent, -1)}
+    if moved := int((order != np.arange(len(order))).sum()):
+        notices.append(f"{path}: rows were not sorted by arrival, moved {moved}")
+        columns = _with_rows(columns, order)
+    return columns, order
+
+
 def sort_rows(columns: Columns, kind: Kind, path: str, notices: list[str]) -> Columns:
     """Rows by arrival, in a session library by session first; equal keys keep the file's order."""
     keys: tuple[np.ndarray, ...] = (columns["arrival_s"],)

@@ -77,18 +77,20 @@ def _scatter(source: int) -> int:
 def families(trace: Trace) -> list[list[int]]:
     """Sources of a library, those that share >= 20 % of the smaller one's ids together; ascending."""
     names, label = np.unique(sources(trace), return_inverse=True)
-    shared, sizes = _shared_ids(trace, label, len(names))
+    sharing, shared, sizes = _shared_ids(trace, label, len(names))
     close = shared >= FAMILY_SHARE * np.minimum.outer(sizes, sizes)
-    close &= (shared > 0) & ~np.eye(len(names), dtype=bool)
+    close &= (shared > 0) & ~np.eye(len(sharing), dtype=bool)
     root = np.arange(len(names))
-    for one, other in np.argwhere(np.triu(close)):
+    for one, other in sharing[np.argwhere(np.triu(close))]:
         if root[one] != root[other]:
             root[root == root[other]] = root[one]
-    return [names[root == top].tolist() for top in np.unique(root)]
+    order = np.argsort(root, kind="stable")
+    starts = np.flatnonzero(np.diff(root[order])) + 1
+    return [family.tolist() for family in np.split(names[order], starts)]
 
 
-def _shared_ids(trace: Trace, label: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Number of ids that each pair of sources shares, float64 (count, count), and each source's own, (count,)."""
+def _shared_ids(trace: Trace, label: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The m sources that share any id, ids that each pair of them shares, float64 (m, m), and each one's own, (m,)."""
     pairs = np.sort(_id_and_source(trace, label))
     pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     ids, holder = pairs // (count + 1), pairs % (count + 1)
@@ -96,14 +98,15 @@ def _shared_ids(trace: Trace, label: np.ndarray, count: int) -> tuple[np.ndarray
     same_as_next = np.diff(ids, append=-1) == 0
     several = same_as_next | np.roll(same_as_next, 1)
     ids, holder = ids[several], holder[several]
+    sharing, holder = np.unique(holder, return_inverse=True)
     dense = np.cumsum(np.diff(ids, prepend=-1) > 0) - 1
-    shared = np.zeros((count, count))
+    shared = np.zeros((len(sharing), len(sharing)))
     for start in range(0, int(dense.max(initial=-1)) + 1, 4096):
         chunk = (dense >= start) & (dense < start + 4096)
-        table = np.zeros((count, 4096), np.float32)
+        table = np.zeros((len(sharing), 4096), np.float32)
         table[holder[chunk], dense[chunk] - start] = 1.0
         shared += table @ table.T
-    return shared, sizes
+    return sharing, shared, sizes[sharing]
 
 
 def _id_and_source(trace: Trace, label: np.ndarray) -> np.ndarray:

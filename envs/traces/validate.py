@@ -1,32 +1,50 @@
 """From raw columns to a Trace: every loader ends here, so that bad input means the same line everywhere."""
 
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 
 from hbmgym.envs.traces.repair import drop_empty_rows, move_sub_agents, raise_outputs, sort_rows
 from hbmgym.envs.traces.trace import ID_COLUMNS, ROW_COLUMNS, SESSION_COLUMNS, Kind, Trace, TraceError
+from hbmgym.envs.traces.turns import link_turns
 
 Columns = dict[str, np.ndarray]
 Where = Callable[[int], str]
 
+MAX_SECONDS = 1e12
+"""Thirty thousand years: times that end anywhere near fit 64 bits in any unit."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
 _LOWEST = {"session_id": -1, "turn": -1, "parent": -1, "h_ref": -1, "s_parent_session": -1, "r_len": 1}
 _MAY_BE_NAN = frozenset({"gap_s", "service_s"})
 
 
 def build_trace(
-    raw: Mapping[str, np.ndarray], *, name: str, kind: Kind, block_size: int, path: str, where: Where
+    raw: Mapping[str, np.ndarray],
+    *,
+    name: str,
+    kind: Kind,
+    block_size: int,
+    path: str,
+    where: Where,
+    link: bool = False,
+    notices: Iterable[str] = (),
 ) -> Trace:
-    """Check, repair and freeze raw columns; `where(row)` names a row's place in the file. Raises `TraceError`."""
-    columns = _typed(raw, path, where)
+    """Check, repair and freeze raw columns; `where(row)` names a row's place in the file. Raises `TraceError`.
+
+    `link`: turn and parent follow from session and arrival. `notices`: what the loader has to say itself.
+    """
+    columns = _typed({**raw, **_unlinked(raw)} if link else raw, path, where)
     _check_relations(columns, kind, where)
     _check_ids(columns, block_size, path, where)
-    notices: list[str] = []
+    notices = list(notices)
     if kind == "session-library":
         columns = raise_outputs(columns, path, notices)
     columns = drop_empty_rows(columns, path, notices)
     columns = sort_rows(columns, kind, path, notices)
+    columns = link_turns(columns) if link else columns
     if kind == "session-library":
         columns = move_sub_agents(columns, path, notices)
     if not len(columns["arrival_s"]):
@@ -36,8 +54,13 @@ def build_trace(
 
 def refuse(place: str, field: str, value: Any, expected: str, remedy: str) -> NoReturn:
     """Raise the one line that every bad value gets."""
-    shown = value.item() if isinstance(value, np.generic) else value
-    raise TraceError(f"{place}: {field} is {shown!r}, expected {expected} ({remedy})")
+    shown = _SHORT.repr(value.item() if isinstance(value, np.generic) else value)
+    raise TraceError(f"{place}: {field} is {shown}, expected {expected} ({remedy})")
+
+
+def _unlinked(raw: Mapping[str, np.ndarray]) -> Columns:
+    unknown = np.full(np.shape(raw.get("arrival_s", ())), -1, np.int32)
+    return {"turn": unknown, "parent": unknown}
 
 
 def _typed(raw: Mapping[str, np.ndarray], path: str, where: Where) -> Columns:
@@ -69,7 +92,7 @@ def _check_values(name: str, values: np.ndarray, path: str, where: Where | None)
         values = values.astype(np.float64)
     lowest = _LOWEST.get(name, 0)
     # int64 columns are added to each other, so their upper half is not for use.
-    highest = 2 ** min(62, 8 * dtype.itemsize - (dtype.kind == "i")) - 1 if dtype.kind != "f" else 1e38
+    highest = 2 ** min(62, 8 * dtype.itemsize - (dtype.kind == "i")) - 1 if dtype.kind != "f" else MAX_SECONDS
     good = (values >= lowest) & (values <= highest)
     if name in _MAY_BE_NAN:
         good |= np.isnan(values)
@@ -79,7 +102,8 @@ def _check_values(name: str, values: np.ndarray, path: str, where: Where | None)
         row = int(np.argmin(good))
         place = where(row) if where else f"{path}:{row}"
         number = "a finite number" if dtype.kind == "f" else "an integer"
-        refuse(place, name, values[row], f"{number} >= {lowest}" + " and <= 2" * (name == "kind"), "correct the value")
+        limit = 2 if name == "kind" else highest
+        refuse(place, name, values[row], f"{number} >= {lowest} and <= {limit:.0f}", "correct the value")
 
 
 def _check_relations(columns: Columns, kind: Kind, where: Where) -> None:
@@ -94,6 +118,8 @@ def _check_relations(columns: Columns, kind: Kind, where: Where) -> None:
         sessions = min((len(columns[name]) for name in SESSION_COLUMNS if name in columns), default=2**31)
         known = (session >= 0) & (session < sessions)
         _first_bad(known, "session_id", session, "a session of the library", "give every row its session", where)
+        own = (parent < 0) | (session[parent] == session)
+        _first_bad(own, "parent", parent, "a row of the same session", "a sub-agent's first row has none", where)
         _check_sub_agents(columns, where)
 
 

@@ -97,7 +97,7 @@ def test_gaps_in_the_ids_are_closed(tmp_path):
 
 
 def test_mooncake_ids_survive_the_coding(tmp_path):
-    ids = [[9, 4], [9, 4, 7], [9, 5], [8], [9, 4, 7, 6], [5, 9]]
+    ids = [[9, 4], [9, 4, 7], [9, 5], [8], [9, 4, 7, 6], [3, 2]]
     lengths = [len(row) * 512 - 3 for row in ids]
     rows = [mooncake_row(1000 * n, lengths[n], 10, ids[n]) for n in range(len(ids))]
     trace = load_trace(write_jsonl(tmp_path / "names-do-not-matter.npz", rows))
@@ -107,6 +107,20 @@ def test_mooncake_ids_survive_the_coding(tmp_path):
     assert trace.arrival_s.tolist() == [0, 1, 2, 3, 4, 5]
     assert trace.h_ref.tolist() == [-1, 0, 1, -1, 1, -1]
     assert (trace.parent == -1).all()
+
+
+def test_an_id_stands_for_all_that_lies_before_it_too(tmp_path):
+    ids = [[9, 4], [5, 4], [4], [5, 4, 4], [9, 4, 4]]
+    rows = [mooncake_row(n, len(row) * 512, 10, row) for n, row in enumerate(ids)]
+    trace = load_trace(write_jsonl(tmp_path / "a", rows))
+    assert blocks(trace) == [[0, 1], [2, 3], [4], [2, 3, 5], [0, 1, 6]]
+
+
+def test_ids_may_be_texts_and_integers_of_any_size(tmp_path):
+    ids = [["5"], ["5", "a"], [5], [2**63], [-1, 2**63 - 1], [2**63, 2**200], [-1, 2**63 - 1, "a"]]
+    rows = [mooncake_row(n, len(row) * 512, 10, row) for n, row in enumerate(ids)]
+    trace = load_trace(write_jsonl(tmp_path / "a", rows))
+    assert blocks(trace) == [[0], [0, 1], [2], [3], [4, 5], [3, 6], [4, 5, 7]]
 
 
 def test_dropping_and_sorting_keep_blocks_and_parents(tmp_path):
@@ -147,14 +161,16 @@ def test_session_library_keeps_rows_without_output(tmp_path):
 
 def test_missing_file_and_folder_are_one_line(tmp_path):
     assert "No such file" in refusal(tmp_path / "absent")
-    assert "directory" in refusal(tmp_path)
+    assert "the folder holds no session files" in refusal(tmp_path)
 
 
 def test_empty_and_foreign_files_are_refused(tmp_path):
     (tmp_path / "empty").write_text("")
-    (tmp_path / "csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+    (tmp_path / "prose").write_text("No trace at all\n")
+    (tmp_path / "json").write_text('{"colour": 1}\n')
     assert "empty" in refusal(tmp_path / "empty")
-    assert "not recognised" in refusal(tmp_path / "csv")
+    assert "not recognised" in refusal(tmp_path / "prose")
+    assert "not recognised" in refusal(tmp_path / "json")
 
 
 def test_trace_whose_rows_are_all_empty_is_refused(tmp_path):
@@ -235,6 +251,12 @@ def test_library_row_without_a_session_is_refused(tmp_path):
     assert "row 2: session_id is -1" in refusal(path)
 
 
+def test_library_row_whose_parent_is_in_another_session_is_refused(tmp_path):
+    columns = compact_columns(session_id=np.array([0, 1, 0], np.int32), parent=np.array([-1, -1, 1], np.int32))
+    path = write_compact(tmp_path / "a.npz", columns, open_loop=False, session_library=True)
+    assert "row 2: parent is 1, expected a row of the same session" in refusal(path)
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
@@ -244,7 +266,8 @@ def test_library_row_without_a_session_is_refused(tmp_path):
         (mooncake_row(timestamp=-1), "timestamp is -1"),
         (mooncake_row(input_length=10.5), "input_length is 10.5"),
         (mooncake_row(output_length=True), "output_length is True"),
-        (mooncake_row(hash_ids=["a"]), "hash_ids is"),
+        (mooncake_row(hash_ids=[1.5]), "hash_ids is [1.5]"),
+        (mooncake_row(hash_ids=[True]), "hash_ids is [True]"),
         (mooncake_row(hash_ids=[1, 2, 3]), "number of block ids is 3, expected 1 or 2"),
         ([1], "line is 'list'"),
     ],

@@ -56,7 +56,7 @@ both = pytest.mark.parametrize("script", list(MAINS))
     [
         (b"", "the file is empty"),
         (b"\n\n", "the file is empty"),
-        (b"arrival,tokens\n0,1\n", "format is not recognised"),
+        (b"arrival,tokens\n0,1\n", "columns is 'arrival, tokens', expected those of a known csv"),
         (pickle.dumps([1, 2]), "format is not recognised"),
         (b"PK\x03\x04 and no more", "damaged, pickled"),
         (b'{"timestamp": 0', "bad:1: line is not JSON"),
@@ -82,7 +82,7 @@ def test_what_is_no_trace_is_refused(script, content, named, workplace, refusal)
         ({"timestamp": float("nan")}, "timestamp is nan"),
         ({"timestamp": float("inf")}, "timestamp is inf"),
         ({"timestamp": -1}, "timestamp is -1"),
-        ({"hash_ids": ["a", "b", "c"]}, "hash_ids"),
+        ({"hash_ids": ["a", "b", None]}, "hash_ids"),
         ({"input_length": 1500, "hash_ids": [1]}, "number of block ids is 1, expected 2 or 3"),
         ({"input_length": 1500, "hash_ids": [1, 2, 3, 4]}, "number of block ids is 4, expected 2 or 3"),
     ],
@@ -147,7 +147,7 @@ def test_a_damaged_real_trace_is_refused(script, workplace, refusal):
     ("arguments", "named"),
     [
         (("--trace", "nowhere.jsonl"), "nowhere.jsonl: cannot be read: No such file"),
-        (("--trace", "."), "Is a directory"),
+        (("--trace", "."), "holds no session files"),
         (("--scenario", "rush-hour"), "expected one of mix-shift, "),
         (("--scenario", "mix-shift", "--scenario", "mix-shift"), "mix-shift is given twice"),
         (("--model", "gpt-2"), "unknown model 'gpt-2'"),

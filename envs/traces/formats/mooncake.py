@@ -1,0 +1,114 @@
+"""Mooncake's jsonl: timestamp (ms), input_length, output_length, hash_ids; and what AIPerf adds to it.
+
+AIPerf's rows may carry a session_id; a later turn then may have a delay (ms after the turn before it) instead of a
+timestamp, hash_ids may be missing, and text_input may stand for input_length.
+"""
+
+from array import array
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hbmgym.envs.traces.formats.block_ids import BlockIds
+from hbmgym.envs.traces.formats.columns import request_columns
+from hbmgym.envs.traces.formats.reading import read_objects
+from hbmgym.envs.traces.formats.records import block_list, name_or_none, seconds, seconds_or_nan, whole
+from hbmgym.envs.traces.formats.words import RULE, count_tokens
+from hbmgym.envs.traces.service import unloaded_service_s
+from hbmgym.envs.traces.trace import Trace
+from hbmgym.envs.traces.validate import build_trace, refuse
+
+BLOCK_TOKENS = 512
+FIELDS = frozenset({"timestamp", "input_length", "output_length", "hash_ids", "session_id", "delay", "text_input"})
+
+
+class _Rows:
+    """What the lines say, one entry per row; NaN and -1 where a line does not say."""
+
+    def __init__(self, path: Path) -> None:
+        self.lines, self.timestamp_s, self.delay_s = array("q"), array("d"), array("d")
+        self.input_tokens, self.output_tokens, self.session_id = array("q"), array("q"), array("q")
+        self.ids = BlockIds()
+        self.estimated = 0
+        self._path = path
+        self._sessions: dict[str | int, int] = {}
+
+    def add(self, line: int, record: dict[str, Any]) -> None:
+        """Raises `TraceError`."""
+        path = self._path
+        if not record.keys() <= FIELDS:
+            unknown = min(record.keys() - FIELDS)
+            refuse(f"{path}:{line}", "field", unknown, f"one of {', '.join(sorted(FIELDS))}", "remove the field")
+        session = name_or_none(record, "session_id", path, line)
+        read_time = seconds if session is None else seconds_or_nan
+        self.timestamp_s.append(read_time(record, "timestamp", path, line, per_second=1e3))
+        self.delay_s.append(seconds_or_nan(record, "delay", path, line, per_second=1e3))
+        self.session_id.append(-1 if session is None else self._sessions.setdefault(session, len(self._sessions)))
+        self.input_tokens.append(self._input_tokens(line, record))
+        self.output_tokens.append(whole(record, "output_length", path, line))
+        has_ids = record.get("hash_ids") is not None
+        self.ids.add_row(block_list(record, "hash_ids", path, line) if has_ids else None)
+        self.lines.append(line)
+
+    def _input_tokens(self, line: int, record: dict[str, Any]) -> int:
+        text = record.get("text_input")
+        if type(text) is not str or "input_length" in record:
+            return whole(record, "input_length", self._path, line)
+        self.estimated += 1
+        return count_tokens(text)
+
+
+def load_mooncake(path: Path) -> Trace:
+    """Read one request per line; where no line has a timestamp, a session library. Raises `TraceError`."""
+    rows = _Rows(path)
+    for line, record in read_objects(path):
+        rows.add(line, record)
+    notices: list[str] = []
+    if rows.estimated:
+        notices.append(f"{path}: {rows.estimated} input lengths are estimated from texts: {RULE}")
+    input_tokens, output_tokens = np.array(rows.input_tokens, np.int64), np.array(rows.output_tokens, np.int64)
+    session_id = np.array(rows.session_id, np.int64)
+    block_size = rows.ids.block_size(input_tokens, BLOCK_TOKENS, path, notices)
+    known = rows.ids.code(input_tokens, block_size, path, notices)
+    arrival_s = np.array(rows.timestamp_s)
+    clocked = not len(arrival_s) or not np.isnan(arrival_s).all()
+    if np.isnan(arrival_s).any():
+        start_s = np.nan if clocked else 0.0
+        service_s = unloaded_service_s(output_tokens)
+        arrival_s, known["gap_s"] = _place_turns(arrival_s, np.array(rows.delay_s), session_id, service_s, start_s)
+        notices.append(f"{path}: turns without a timestamp are placed as if the turn before met an idle engine")
+        for row in np.flatnonzero(np.isnan(arrival_s))[:1]:
+            refuse(f"{path}:{rows.lines[row]}", "timestamp", None, "a time, as other sessions have one", "add it")
+    return build_trace(
+        request_columns(arrival_s, input_tokens, output_tokens, session_id=session_id, **known),
+        name=path.stem,
+        kind="open-loop" if clocked else "session-library",
+        block_size=block_size,
+        path=str(path),
+        where=lambda row: f"{path}:{rows.lines[row]}",
+        link=True,
+        notices=notices,
+    )
+
+
+def _place_turns(
+    timestamp_s: np.ndarray, delay_s: np.ndarray, session_id: np.ndarray, service_s: np.ndarray, start_s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Arrivals, rows without a timestamp `delay_s` (NaN: 0) after the turn before has been served, and these times.
+
+    A session whose first row has no timestamp starts at `start_s`.
+    """
+    delay_s = np.nan_to_num(delay_s)
+    order = np.argsort(session_id, kind="stable")
+    first = np.diff(session_id[order], prepend=-2) != 0
+    time_s = timestamp_s[order]
+    time_s = np.where(first & np.isnan(time_s), start_s, time_s)
+    placed = first | ~np.isnan(time_s)
+    step_s = np.where(placed, 0.0, delay_s[order] + np.concatenate(([0.0], service_s[order][:-1])))
+    after_s = np.cumsum(step_s)
+    base = np.maximum.accumulate(np.where(placed, np.arange(len(order)), 0))
+    arrival_s, gap_s = np.empty_like(timestamp_s), np.empty_like(timestamp_s)
+    arrival_s[order] = time_s[base] + after_s - after_s[base]
+    gap_s[order] = np.where(placed, np.nan, delay_s[order])
+    return arrival_s, gap_s
