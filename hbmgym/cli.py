@@ -34,7 +34,7 @@ def integer(text: str) -> int:
 
 def parse_options(kind: type[T], description: str, arguments: Sequence[str] | None = None) -> T:
     """An instance of the dataclass `kind` from the command line; exits with 2 and one line on a bad one."""
-    parser = _Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _Parser(prog=_program(), description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         _add_flag(parser, field, hints[field.name])
@@ -66,8 +66,14 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hi
 
 def fail(message: str) -> Any:
     """Print one line and leave with exit code 2."""
-    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{_program()}: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _program() -> str:
+    """The script's name, or the package's that runs as `python -m`."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 @contextmanager
