@@ -17,7 +17,7 @@ from hbmgym.envs.traces.formats.kv_cache_tester import load_kv_cache_tester
 from hbmgym.envs.traces.formats.mooncake import load_mooncake
 from hbmgym.envs.traces.formats.reading import read_head
 from hbmgym.envs.traces.formats.sharegpt import load_sharegpt
-from hbmgym.envs.traces.formats.table import DELIMITERS, plain_name, read_header
+from hbmgym.envs.traces.formats.table import DELIMITERS, plain_name, split_header
 from hbmgym.envs.traces.trace import Trace, TraceError
 from hbmgym.envs.traces.validate import refuse
 
@@ -93,7 +93,7 @@ def recognise(path: Path, columns: Mapping[str, str] | None = None) -> Format:
 def _recognise_csv(path: Path, first_line: str) -> Format | None:
     if not any(delimiter in first_line for delimiter in DELIMITERS) or set(first_line) & {"\0", "\ufffd"}:
         return None
-    header = read_header(path)
+    header = split_header(first_line)
     names = set(map(plain_name, header))
     for wanted, found in _CSV_COLUMNS:
         if wanted <= names:

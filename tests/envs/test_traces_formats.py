@@ -1,11 +1,14 @@
 """The formats that people have: what each loader makes of them, and that it makes up nothing."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hbmgym.envs.traces.formats import reading
 from hbmgym.envs.traces.formats.generic_csv import parse_columns
 from hbmgym.envs.traces.formats.words import count_tokens
 from hbmgym.envs.traces.load import load_trace, recognise
@@ -38,6 +41,19 @@ def refusal(path, **more) -> str:
     line = str(caught.value)
     assert "\n" not in line
     return line
+
+
+def test_a_large_file_shows_a_bar_on_a_terminal_only(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    path = write_json_lines(tmp_path / "large", [{"timestamp": 0, "input_length": 5, "output_length": 1}])
+    monkeypatch.setattr(reading, "BAR_BYTES", 0)
+    for stderr, shown in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        load_trace(path)
+        assert ("large: " in stderr.getvalue()) == shown
 
 
 # Azure
@@ -406,6 +422,14 @@ def test_ids_of_recordings_in_a_folder_mean_what_their_scope_says(tmp_path, scop
     assert trace.s_source_id.tolist() == [0, 1]
     assert trace.name == tmp_path.name
     assert trace.notices == (f"{tmp_path}: 1 files of other kinds are left out",)
+
+
+def test_requests_without_ids_are_counted_once_for_all_recordings(tmp_path):
+    bare = {key: value for key, value in request(1, 130, []).items() if key != "hash_ids"}
+    path = write_json_lines(tmp_path / "a", [recording(request(0, 64, [1]), bare), recording(bare)])
+    trace = load_trace(path)
+    assert blocks(trace) == [[0], [1, 2], [3, 4]]
+    assert trace.notices == (f"{path}: 2 rows have no block ids, so they share nothing",)
 
 
 def test_recordings_may_follow_each_other_in_one_file(tmp_path):

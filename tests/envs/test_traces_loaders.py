@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from hbmgym.envs.traces.coding import encode, expand
 from hbmgym.envs.traces.load import load_trace
-from hbmgym.envs.traces.trace import Trace, TraceError
+from hbmgym.envs.traces.trace import ID_COLUMNS, Trace, TraceError
 
 NATIVE = Path(__file__).resolve().parents[2] / ".." / "shared" / "traces"
 
@@ -114,6 +117,21 @@ def test_an_id_stands_for_all_that_lies_before_it_too(tmp_path):
     rows = [mooncake_row(n, len(row) * 512, 10, row) for n, row in enumerate(ids)]
     trace = load_trace(write_jsonl(tmp_path / "a", rows))
     assert blocks(trace) == [[0, 1], [2, 3], [4], [2, 3, 5], [0, 1, 6]]
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 4) | st.sampled_from([-(2**63), 2**62, 2**63 - 1]), max_size=6), max_size=12))
+def test_coded_ids_number_the_prefixes_of_all_rows(rows):
+    numbers: dict[tuple[int, ...], int] = {}
+    columns = encode(rows)
+    for row, ids in enumerate(rows):
+        prefixes = [tuple(ids[: depth + 1]) for depth in range(len(ids))]
+        shared = sum(prefix in numbers for prefix in prefixes)
+        assert columns["h_lcp"][row] == shared
+        holders = [earlier for earlier in range(row) if shared and rows[earlier][:shared] == ids[:shared]]
+        assert columns["h_ref"][row] == max(holders, default=-1)
+        expected = [numbers.setdefault(prefix, len(numbers)) for prefix in prefixes]
+        assert expand(row, *(columns[name] for name in ID_COLUMNS)).tolist() == expected
 
 
 def test_ids_may_be_texts_and_integers_of_any_size(tmp_path):

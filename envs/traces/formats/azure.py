@@ -17,7 +17,6 @@ _COLUMNS = (
     Column("output", ("GeneratedTokens",), whole_numbers, "an integer >= 0"),
     Column("images", ("NumImages",), whole_numbers, "an integer >= 0", required=False),
 )
-NAMES = frozenset({"timestamp", "contexttokens", "generatedtokens"})
 
 
 def load_azure(path: Path) -> Trace:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hbmgym.envs.traces.formats.block_ids import BlockIds
+from hbmgym.envs.traces.formats.block_ids import BlockIds, unknown_ids
 from hbmgym.envs.traces.formats.columns import request_columns
 from hbmgym.envs.traces.formats.reading import read_objects
-from hbmgym.envs.traces.formats.records import block_list, name_or_none, seconds, whole
+from hbmgym.envs.traces.formats.records import block_list_or_none, name_or_none, seconds, whole
 from hbmgym.envs.traces.repair import order_by_arrival
 from hbmgym.envs.traces.trace import Trace
 from hbmgym.envs.traces.validate import build_trace
@@ -41,7 +41,7 @@ class _Rows:
         self.input_tokens.append(whole(record, "input_length", path, line))
         self.output_tokens.append(whole(record, "output_length", path, line))
         self.turn.append(max(0, whole(record, "turn", path, line) - 1) if "turn" in record else 0)
-        self.ids.add_row(block_list(record, "hash_ids", path, line) if "hash_ids" in record else None)
+        self.ids.add_row(block_list_or_none(record, path, line))
         self.lines.append(line)
 
     def parents(self) -> np.ndarray:
@@ -58,8 +58,9 @@ def load_bailian(path: Path) -> Trace:
     notices: list[str] = []
     input_tokens = np.array(rows.input_tokens, np.int64)
     block_size = rows.ids.block_size(input_tokens, BLOCK_TOKENS, path, notices)
-    ids = rows.ids.code(input_tokens, block_size, path, notices)
-    known = {"parent": rows.parents(), "turn": np.array(rows.turn, np.int64), **ids}
+    notices += unknown_ids(path, rows.ids)
+    known = rows.ids.code(input_tokens, block_size)
+    known |= {"parent": rows.parents(), "turn": np.array(rows.turn, np.int64)}
     columns = request_columns(np.array(rows.arrival_s), input_tokens, np.array(rows.output_tokens, np.int64), **known)
     columns, order = order_by_arrival(columns, str(path), notices)
     return build_trace(

@@ -21,6 +21,11 @@ class BlockIds:
         self._numbered = array("q")
         self._unknown = array("q")
 
+    @property
+    def unknown(self) -> int:
+        """Rows whose ids are unknown."""
+        return len(self._unknown)
+
     def __len__(self) -> int:
         return len(self._row_end) - 1
 
@@ -46,16 +51,13 @@ class BlockIds:
             notices.append(f"{path}: taken for {size} tokens per block id, not {usual}: no other power of two fits")
         return size
 
-    def code(self, input_tokens: np.ndarray, block_size: int, path: Path, notices: list[str]) -> IdColumns:
+    def code(self, input_tokens: np.ndarray, block_size: int) -> IdColumns:
         """Id columns of the rows so far."""
         if not block_size:
             return no_ids(len(self))
         row_end = np.frombuffer(self._row_end, np.int64)
         columns = encode_flat(self._all_ids(), row_end)
         unknown = np.frombuffer(self._unknown, np.int64)
-        if not len(unknown):
-            return columns
-        notices.append(f"{path}: {len(unknown)} rows have no block ids, so they share nothing")
         own = np.diff(row_end) - columns["h_lcp"]
         own[unknown] = input_tokens[unknown] // block_size
         return new_ids(columns["h_ref"], columns["h_lcp"], own)
@@ -84,6 +86,12 @@ class BlockIds:
         ids = ids + len(unique)
         ids[plain] = dense
         return ids
+
+
+def unknown_ids(path: Path, *parts: BlockIds) -> list[str]:
+    """The notice about rows whose ids are unknown while those of others are not; empty if there are none."""
+    unknown, rows = sum(part.unknown for part in parts), sum(map(len, parts))
+    return [f"{path}: {unknown} rows have no block ids, so they share nothing"] if 0 < unknown < rows else []
 
 
 def _fitting_size(tokens: np.ndarray, counts: np.ndarray, usual: int) -> int:

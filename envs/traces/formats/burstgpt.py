@@ -9,8 +9,6 @@ from hbmgym.envs.traces.formats.table import Column, Labels, numbers, numbers_or
 from hbmgym.envs.traces.trace import Trace
 from hbmgym.envs.traces.validate import build_trace
 
-NAMES = frozenset({"timestamp", "requesttokens", "responsetokens"})
-
 
 def load_burstgpt(path: Path) -> Trace:
     """Read the csv; requests without a response failed and are dropped. Raises `TraceError`."""

@@ -25,7 +25,6 @@ from hbmgym.envs.traces.formats.times import parse_datetime
 from hbmgym.envs.traces.trace import Trace
 from hbmgym.envs.traces.validate import build_trace, refuse
 
-MARKS = frozenset({"sessionId"})
 BLOCK_TOKENS = 64
 _CACHED = "cache_read_input_tokens"
 _PROMPT = ("input_tokens", "cache_creation_input_tokens", _CACHED)
@@ -123,7 +122,7 @@ class _Log:
                 after_tool=above.after_tool,
                 continued=above.call,
             )
-        call.end_s = max(call.end_s, time_s) if call.end_s == call.end_s else call.end_s
+        call.end_s = max(call.end_s, time_s)  # NaN stays
         call.output_tokens = max(call.output_tokens, _tokens(usage, "output_tokens", file, number))
         return call
 
@@ -158,20 +157,11 @@ def _time_s(record: Record, file: Path, number: int) -> float:
 
 
 def _build(path: Path, calls: list[_Call]) -> Trace:
-    calls.sort(key=lambda call: call.arrival_s)
-    sources: dict[str | int, int] = {}
-    for call in calls:
-        sources.setdefault(call.thread[0], len(sources))
-    # A session comes before its sub-agents, and these in the order of their first calls.
-    threads = list(dict.fromkeys(call.thread for call in calls))
-    threads.sort(key=lambda thread: (sources[thread[0]], thread[1] != ""))
-    session_of = {thread: number for number, thread in enumerate(threads)}
-    calls.sort(key=lambda call: session_of[call.thread])
-    session_id = np.array([session_of[call.thread] for call in calls], np.int64)
-    source_of = np.array([sources[thread[0]] for thread in threads], np.int64)
-    starter_of = np.array(
-        [session_of.get((thread[0], ""), -1) if thread[1] != "" else -1 for thread in threads], np.int64
-    )
+    sources, sessions = _sort(calls)
+    session_id = np.array([sessions[call.thread] for call in calls], np.int64)
+    source_of = np.array([sources[source] for source, _ in sessions], np.int64)
+    starters = [sessions.get((source, ""), -1) if agent != "" else -1 for source, agent in sessions]
+    starter_of = np.array(starters, np.int64)
     arrival_s, end_s = np.array([call.arrival_s for call in calls]), np.array([call.end_s for call in calls])
     start_s = np.full(len(sources), np.inf)
     np.minimum.at(start_s, source_of[session_id], arrival_s)
@@ -196,6 +186,20 @@ def _build(path: Path, calls: list[_Call]) -> Trace:
         link=True,
         notices=[f"{path}: block ids follow from which call continues which; sessions share nothing"],
     )
+
+
+def _sort(calls: list[_Call]) -> tuple[dict[str | int, int], dict[Thread, int]]:
+    """Sort calls by session and arrival. Returns the numbers of sources and of sessions, in this order.
+
+    Sources come as they begin, in each its own session before its sub-agents.
+    """
+    calls.sort(key=lambda call: call.arrival_s)
+    sources = {source: number for number, source in enumerate(dict.fromkeys(call.thread[0] for call in calls))}
+    threads = dict.fromkeys(call.thread for call in calls)
+    order = sorted(threads, key=lambda thread: (sources[thread[0]], thread[1] != ""))
+    sessions = {thread: number for number, thread in enumerate(order)}
+    calls.sort(key=lambda call: sessions[call.thread])
+    return sources, sessions
 
 
 def _shared_prompts(calls: Sequence[_Call]) -> IdColumns:

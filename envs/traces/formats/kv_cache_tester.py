@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from hbmgym.envs.traces.coding import IdColumns, join
-from hbmgym.envs.traces.formats.block_ids import BlockIds
+from hbmgym.envs.traces.formats.block_ids import BlockIds, unknown_ids
 from hbmgym.envs.traces.formats.columns import request_columns
 from hbmgym.envs.traces.formats.reading import each_file, read_values
-from hbmgym.envs.traces.formats.records import Record, block_list, seconds, seconds_or_nan, whole
+from hbmgym.envs.traces.formats.records import Record, block_list_or_none, seconds, seconds_or_nan, whole
 from hbmgym.envs.traces.trace import Trace
 from hbmgym.envs.traces.validate import build_trace, refuse
-
-MARKS = frozenset({"requests", "block_size"})
 
 
 def load_kv_cache_tester(path: Path, files: Sequence[Path] = ()) -> Trace:
@@ -28,7 +26,6 @@ def load_kv_cache_tester(path: Path, files: Sequence[Path] = ()) -> Trace:
     for file in each_file(path, files):
         for recording in read_values(file):
             library.add(recording, file)
-    notices: list[str] = []
     input_tokens = np.array(library.input_tokens, np.int64)
     columns = request_columns(
         np.array(library.arrival_s),
@@ -40,7 +37,7 @@ def load_kv_cache_tester(path: Path, files: Sequence[Path] = ()) -> Trace:
         kind=np.array(library.kind, np.uint8),
         s_source_id=np.array(library.source_of, np.int64),
         s_parent_session=np.array(library.starter_of, np.int64),
-        **library.code_ids(input_tokens, path, notices),
+        **library.code_ids(input_tokens),
     )
     return build_trace(
         columns,
@@ -50,7 +47,7 @@ def load_kv_cache_tester(path: Path, files: Sequence[Path] = ()) -> Trace:
         path=str(path),
         where=library.places.__getitem__,
         link=True,
-        notices=notices,
+        notices=unknown_ids(path, *library.ids),
     )
 
 
@@ -64,7 +61,7 @@ class _Library:
         self.source_of, self.starter_of = array("q"), array("q")
         self.places: list[str] = []
         self.block_size, self._scope = 0, ""
-        self._ids: list[BlockIds] = []
+        self.ids: list[BlockIds] = []
         self._recordings = 0
 
     def add(self, recording: Any, file: Path) -> None:
@@ -72,8 +69,8 @@ class _Library:
         if type(recording) is not dict:
             refuse(str(file), "session", type(recording).__name__, "a JSON object", "one recorded session per object")
         self._check_ids_alike(recording, file)
-        if self._scope == "local" or not self._ids:
-            self._ids.append(BlockIds())
+        if self._scope == "local" or not self.ids:
+            self.ids.append(BlockIds())
         waiting = deque([("", recording, 0.0, -1)])
         while waiting:
             label, agent, start_s, starter = waiting.popleft()
@@ -88,11 +85,11 @@ class _Library:
                     self._add_request(request, file, place, start_s, session)
         self._recordings += 1
 
-    def code_ids(self, input_tokens: np.ndarray, path: Path, notices: list[str]) -> IdColumns:
+    def code_ids(self, input_tokens: np.ndarray) -> IdColumns:
         """Id columns of all rows."""
         parts, begin = [], 0
-        for ids in self._ids:
-            parts.append(ids.code(input_tokens[begin : begin + len(ids)], self.block_size, path, notices))
+        for ids in self.ids:
+            parts.append(ids.code(input_tokens[begin : begin + len(ids)], self.block_size))
             begin += len(ids)
         return join(parts)
 
@@ -107,7 +104,7 @@ class _Library:
         self.gap_s.append(np.nan if first else seconds_or_nan(request, "think_time", file, place))
         self.session_id.append(session)
         self.kind.append(2 if self.starter_of[session] >= 0 else int(tool_result))
-        self._ids[-1].add_row(block_list(request, "hash_ids", file, place) if "hash_ids" in request else None)
+        self.ids[-1].add_row(block_list_or_none(request, file, place))
         self.places.append(f"{file}:{place}")
 
     def _check_ids_alike(self, recording: Record, file: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from hbmgym.envs.traces.formats.block_ids import BlockIds
+from hbmgym.envs.traces.formats.block_ids import BlockIds, unknown_ids
 from hbmgym.envs.traces.formats.columns import request_columns
 from hbmgym.envs.traces.formats.reading import read_objects
-from hbmgym.envs.traces.formats.records import block_list, name_or_none, seconds, seconds_or_nan, whole
+from hbmgym.envs.traces.formats.records import block_list_or_none, name_or_none, seconds, seconds_or_nan, whole
 from hbmgym.envs.traces.formats.words import RULE, count_tokens
 from hbmgym.envs.traces.service import unloaded_service_s
 from hbmgym.envs.traces.trace import Trace
@@ -47,8 +47,7 @@ class _Rows:
         self.session_id.append(-1 if session is None else self._sessions.setdefault(session, len(self._sessions)))
         self.input_tokens.append(self._input_tokens(line, record))
         self.output_tokens.append(whole(record, "output_length", path, line))
-        has_ids = record.get("hash_ids") is not None
-        self.ids.add_row(block_list(record, "hash_ids", path, line) if has_ids else None)
+        self.ids.add_row(block_list_or_none(record, path, line))
         self.lines.append(line)
 
     def _input_tokens(self, line: int, record: dict[str, Any]) -> int:
@@ -70,7 +69,8 @@ def load_mooncake(path: Path) -> Trace:
     input_tokens, output_tokens = np.array(rows.input_tokens, np.int64), np.array(rows.output_tokens, np.int64)
     session_id = np.array(rows.session_id, np.int64)
     block_size = rows.ids.block_size(input_tokens, BLOCK_TOKENS, path, notices)
-    known = rows.ids.code(input_tokens, block_size, path, notices)
+    known = rows.ids.code(input_tokens, block_size)
+    notices += unknown_ids(path, rows.ids)
     arrival_s = np.array(rows.timestamp_s)
     clocked = not len(arrival_s) or not np.isnan(arrival_s).all()
     if np.isnan(arrival_s).any():

@@ -45,11 +45,13 @@ def name_or_none(record: Record, field: str, path: Path, place: int | str) -> st
     refuse(f"{path}:{place}", field, value, "a text or an integer", "correct the value")
 
 
-def block_list(record: Record, field: str, path: Path, place: int | str) -> list[str | int]:
-    """A list of block ids, integers or texts. Raises `TraceError`."""
-    value = record.get(field)
+def block_list_or_none(record: Record, path: Path, place: int | str) -> list[str | int] | None:
+    """The record's hash_ids, integers or texts; None where there are none. Raises `TraceError`."""
+    value = record.get("hash_ids")
+    if value is None:
+        return None
     if type(value) is not list or not set(map(type, value)) <= {int, str}:
-        refuse(f"{path}:{place}", field, value, "a list of integers", "one id per block of the prompt")
+        refuse(f"{path}:{place}", "hash_ids", value, "a list of integers", "one id per block of the prompt")
     return value
 
 

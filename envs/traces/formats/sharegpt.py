@@ -19,7 +19,6 @@ from hbmgym.envs.traces.service import unloaded_service_s
 from hbmgym.envs.traces.trace import Trace
 from hbmgym.envs.traces.validate import build_trace, refuse
 
-MARKS = frozenset({"conversations"})
 BLOCK_TOKENS = 16
 _REPLIES = ("gpt", "assistant", "chatgpt", "model", "bing", "bard")
 

@@ -45,9 +45,12 @@ def plain_name(name: str) -> str:
     return "".join(character for character in name.lower() if character.isalnum())
 
 
-def read_header(path: Path) -> list[str]:
-    """The names in a csv file's first line. Raises `TraceError`."""
-    return next((fields for _, fields in _records(path)), [])
+def split_header(first_line: str) -> list[str]:
+    """The names in a csv file's first line; none where it is no csv."""
+    try:
+        return next(csv.reader([first_line], delimiter=_delimiter(first_line)), [])
+    except csv.Error:
+        return []
 
 
 def read_table(path: Path, wanted: Sequence[Column]) -> Table:
@@ -123,7 +126,7 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
     lines = read_lines(path)
     number, first = next(lines, (0, ""))
-    delimiter = max(DELIMITERS, key=first.count)
+    delimiter = _delimiter(first)
     try:
         yield from ((number, fields) for fields in csv.reader([first], delimiter=delimiter))
         for fields in csv.reader(texts(), delimiter=delimiter):
@@ -132,6 +135,10 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise TraceError(
             f"{path}:{number}: line is no csv: {error} (the file is damaged or of another format)"
         ) from error
+
+
+def _delimiter(header: str) -> str:
+    return max(DELIMITERS, key=header.count)
 
 
 def _find(path: Path, header: Sequence[str], wanted: Sequence[Column]) -> list[tuple[Column, int]]:
