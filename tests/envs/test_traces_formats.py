@@ -391,7 +391,7 @@ def test_sub_agents_run_on_their_parents_clock_with_its_ids(tmp_path):
         request(0.0, 130, [1, 2], api_time=2.0, think_time=0.0),
         sub_agent(5.5, request(0.0, 70, [9], api_time=1.0), request(4.0, 130, [9, 10], think_time=3.0)),
         request(20.0, 200, [1, 2, 3], api_time=2.0, think_time=18.0, input_types=["tool_result"]),
-        sub_agent(21.0, request(21.5, 64, [1]), sub_agent(22.0, request(0.5, 64, [11]))),
+        sub_agent(21.0, request(21.5, 64, [1]), sub_agent(21.5, request(0.5, 64, [11]))),
     )
     path = tmp_path / "a"
     path.write_text(json.dumps(whole, indent=1))
@@ -400,7 +400,7 @@ def test_sub_agents_run_on_their_parents_clock_with_its_ids(tmp_path):
     assert trace.trace_kind == "session-library"
     assert trace.session_id.tolist() == [0, 0, 1, 1, 2, 3]
     # The second sub-agent counts from the recording's start, as newer files do, the third from its own again.
-    assert trace.arrival_s.tolist() == [0.0, 20.0, 5.5, 9.5, 21.5, 22.5]
+    assert trace.arrival_s.tolist() == [0.0, 20.0, 5.5, 9.5, 21.5, 22.0]
     assert trace.s_source_id.tolist() == [0, 0, 0, 0]
     assert trace.s_parent_session.tolist() == [-1, 0, 0, 2]
     assert trace.turn.tolist() == [0, 1, 0, 1, 0, 0]
