@@ -31,10 +31,12 @@ def build_trace(
     where: Where,
     link: bool = False,
     notices: Iterable[str] = (),
+    repaired: bool = False,
 ) -> Trace:
     """Check, repair and freeze raw columns; `where(row)` names a row's place in the file. Raises `TraceError`.
 
     `link`: turn and parent follow from session and arrival. `notices`: what the loader has to say itself.
+    `repaired`: the rows have been through here before, so no repair is tried that could find something twice.
     """
     columns = _typed({**raw, **_unlinked(raw)} if link else raw, path, where)
     _check_relations(columns, kind, where)
@@ -45,7 +47,7 @@ def build_trace(
     columns = drop_empty_rows(columns, path, notices)
     columns = sort_rows(columns, kind, path, notices)
     columns = link_turns(columns) if link else columns
-    if kind == "session-library":
+    if kind == "session-library" and not repaired:
         columns = move_sub_agents(columns, path, notices)
     if not len(columns["arrival_s"]):
         raise TraceError(f"{path}: 0 rows are left, expected at least 1 (the trace is empty)")

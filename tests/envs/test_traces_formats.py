@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hbmgym.envs.traces.formats import reading
+from hbmgym.envs.traces.formats.compact import compact_bytes
 from hbmgym.envs.traces.formats.generic_csv import parse_columns
 from hbmgym.envs.traces.formats.words import count_tokens
 from hbmgym.envs.traces.load import load_trace, recognise
@@ -458,6 +459,19 @@ def test_a_bad_request_of_a_recording_is_named(tmp_path, bad, said):
     path.write_text(json.dumps(recording(request(0, 64, [1]), bad)))
     line = refusal(path)
     assert line.startswith(f"{path}:") and said in line
+
+
+def test_a_sub_agent_stamped_with_its_end_is_moved_once_and_not_again_when_it_was_converted(tmp_path):
+    whole = recording(
+        request(0.0, 130, [1, 2], api_time=2.0),
+        sub_agent(10.0, request(0.0, 70, [9], api_time=3.0)),
+        request(30.0, 200, [1, 2, 3], api_time=2.0),
+    )
+    (tmp_path / "a").write_text(json.dumps(whole))
+    once = load_trace(tmp_path / "a")
+    assert once.arrival_s.tolist() == [0.0, 30.0, 7.0]
+    (tmp_path / "b").write_bytes(compact_bytes(once))
+    assert load_trace(tmp_path / "b").arrival_s.tolist() == [0.0, 30.0, 7.0]
 
 
 def test_a_recorded_session_equals_the_converted_one():

@@ -40,6 +40,7 @@ def load_compact(path: Path) -> Trace:
         path=str(path),
         where=lambda row: f"{path}:row {row}",
         notices=notices,
+        repaired=meta.get("repaired") is True,
     )
 
 
@@ -57,6 +58,7 @@ def compact_bytes(trace: Trace) -> bytes:
         "block_size": trace.block_size,
         trace.trace_kind.replace("-", "_"): True,
         "notices": trace.notices,
+        "repaired": True,
     }
     content = io.BytesIO()
     np.savez_compressed(
