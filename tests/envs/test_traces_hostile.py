@@ -7,6 +7,7 @@ import re
 import time
 import tracemalloc
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,7 @@ def some(**fields: st.SearchStrategy) -> st.SearchStrategy[dict]:
     return st.fixed_dictionaries(fields) | st.fixed_dictionaries({}, optional=fields)
 
 
+@cache
 def odd_rows(name: str) -> st.SearchStrategy[dict]:
     times = st.sampled_from([0, 1, 1.5, 2, 7, 1e11, None, 1e300])
     lengths = st.sampled_from([0, 1, 16, 17, 64, 512, 600, 2**31 - 1, 2**31])
@@ -204,6 +206,7 @@ def odd_rows(name: str) -> st.SearchStrategy[dict]:
     }[name]
 
 
+@cache
 def sound_rows(name: str) -> st.SearchStrategy[dict]:
     times = st.sampled_from([0, 1, 1.5, 2, 7])
     lengths = st.sampled_from([0, 1, 16, 64, 600])
@@ -213,14 +216,11 @@ def sound_rows(name: str) -> st.SearchStrategy[dict]:
         return st.builds(dict.__or__, fitting, st.fixed_dictionaries(fields))
 
     call = request(64, "in", t=times, out=lengths, api_time=times | st.none(), think_time=times | st.none())
-    agents = st.recursive(
-        call,
-        lambda inner: st.fixed_dictionaries(
-            {"t": times, "type": st.just("subagent"), "requests": st.lists(inner, max_size=3)}
-        ),
-        max_leaves=6,
-    )
-    recording = {"block_size": st.just(64), "requests": st.lists(agents, max_size=4)}
+    requests = call
+    for _ in range(2):
+        agent = {"t": times, "type": st.just("subagent"), "requests": st.lists(requests, max_size=3)}
+        requests = call | st.fixed_dictionaries(agent)
+    recording = {"block_size": st.just(64), "requests": st.lists(requests, max_size=4)}
     usage = some(input_tokens=lengths, cache_read_input_tokens=lengths, output_tokens=lengths)
     started = request(512, "input_length", timestamp=times, output_length=lengths)
     delayed = request(512, "input_length", delay=times, session_id=st.sampled_from("ab"), output_length=lengths)
