@@ -1,0 +1,130 @@
+"""The opportunity map: what its episodes measure, and what they are taken to say."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hbmgym.envs.serving.core import Core
+from hbmgym.eval import opportunity
+from hbmgym.eval.opportunities.cases import PLATFORMS, Case
+from hbmgym.eval.opportunities.measure import FIGURES, both_pools_full, measure
+from hbmgym.eval.opportunities.verdict import CaseResult
+from hbmgym.memory_backend.oplog import KV
+
+from .traffic import CONFIG, MIX
+
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def figures(value):
+    return dict.fromkeys(FIGURES, value)
+
+
+def episode(costs, default, dynamic):
+    """One whose figures are all equal to its costs."""
+    statics = [{"share": share, **figures(cost)} for share, cost in zip(SHARES, costs, strict=True)]
+    return {
+        "statics": statics,
+        "default": figures(default),
+        "dynamic": figures(dynamic),
+        "unreachable": figures(0.1),
+        "rho": 0.8,
+    }
+
+
+def result(*episodes, rho=0.8):
+    return CaseResult("case", "platform", rho, episodes)
+
+
+def test_the_best_static_is_one_share_for_all_episodes():
+    both = result(episode((9, 1, 2, 9, 9), 2, 1), episode((9, 4, 2, 9, 9), 2, 1))
+    assert both.shares[both.best] == 0.5
+    assert both.static_costs.tolist() == [9, 2.5, 2, 9, 9]
+
+
+def test_being_wrong_is_a_ratio_of_mean_costs_and_unknown_beyond_the_bounds():
+    one = result(episode((4, 3, 2, 1, 8), 2, 1))
+    assert one.wrong_by(-0.2) == pytest.approx(2.0)
+    assert one.wrong_by(0.2) == pytest.approx(8.0)
+    assert one.wrong_by(0.3) is None
+
+
+def test_a_default_far_from_the_best_in_every_episode_is_a_cliff():
+    cliff = result(*(episode((9, 9, 1, 9, 9), 2.5 + 0.1 * i, 1) for i in range(6)))
+    assert cliff.verdict == "cliff"
+    assert cliff.default_over_best("ttft_p99_s")[0] == pytest.approx(2.75)
+
+
+def test_one_bad_episode_of_many_is_no_cliff():
+    lottery = result(episode((9, 9, 1, 9, 9), 30, 1), *(episode((9, 9, 1, 9, 9), 1, 1) for _ in range(5)))
+    assert lottery.default_over_best("ttft_p99_s")[0] > 2.0
+    assert lottery.verdict == "none"
+
+
+def test_room_is_what_the_dynamic_oracle_saves_of_the_best_static():
+    room = result(*(episode((9, 9, 1, 9, 9), 1, 0.8 - 0.01 * i) for i in range(6)))
+    value, low, high = room.room("ttft_p99_s")
+    assert value == pytest.approx(0.225)
+    assert 0.2 <= low <= value <= high <= 0.25
+    assert room.verdict == "room"
+    assert result(*(episode((9, 9, 1, 9, 9), 1, 0.9) for _ in range(6))).verdict == "none"
+
+
+def test_nothing_is_concluded_of_an_overloaded_case():
+    assert result(episode((9, 9, 1, 9, 9), 9, 0.1), rho=1.2).verdict == "overloaded"
+
+
+def test_what_is_kept_is_json_even_where_there_is_nothing_to_compare_with():
+    nobody_missed = episode((9, 9, 1, 9, 9), 3, 1)
+    nobody_missed["statics"][2]["slo_violation_rate"] = 0.0
+    kept = json.loads(json.dumps(result(nobody_missed).as_json(), allow_nan=False))
+    assert kept["default_over_best"]["slo_violation_rate"] == [None, None, None]
+    assert kept["default_over_best"]["cost"] == [3.0, 3.0, 3.0]
+
+
+def test_the_bound_out_of_reach_has_the_whole_budget_in_each_pool():
+    plain, relaxed = Core(CONFIG), both_pools_full(CONFIG)
+    relaxed.reset(MIX.episode("validation", 10_000), 0.5)
+    kv, ssm = relaxed.memory.kv.meta, relaxed.memory.ssm.meta
+    assert abs(int(kv.chunks) - int(ssm.chunks)) <= 2 * -(-plain.layout.slot_bytes // plain.layout.chunk_bytes)
+    assert kv.pool == KV
+    assert kv.chunks + ssm.chunks == 2 * plain.layout.chunks
+
+
+def test_an_episode_measures_statics_default_dynamic_and_the_bound_on_the_same_rows():
+    found = measure(CONFIG, MIX.episode("validation", 10_000))
+    costs = [static["cost"] for static in found["statics"]]
+    assert len(costs) > 3
+    assert np.isfinite([*costs, found["default"]["cost"], found["dynamic"]["cost"]]).all()
+    # The dynamic oracle may always hold the best static share.
+    assert found["dynamic"]["cost"] <= min(costs) + 0.05
+    assert found["unreachable"]["cost"] <= min(costs) + 0.05
+
+
+def test_platforms_leave_an_eighth_of_the_memory_and_the_first_is_the_default():
+    assert [platform.config.hbm_gib for platform in PLATFORMS] == [40.0, 40.0, 33.0, 1.3]
+
+
+def test_finished_episodes_are_not_run_again(tmp_path, monkeypatch):
+    case = Case(PLATFORMS[0], scenario="mix-shift")
+    file = tmp_path / "episode.json"
+    file.write_text(json.dumps({"seed": 10_000, "rho": 0.5}))
+    monkeypatch.setattr(opportunity, "measure", lambda *_: pytest.fail("measured again"))
+    assert opportunity._answer((case, 10_000, file))["rho"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--platform", "gpt-2@h200"), "--platform gpt-2@h200: expected one of qwen3-next-80b-a3b@h200"),
+        (("--scenario", "rush-hour"), "scenario is 'rush-hour'"),
+        (("--seeds", "0"), "--seeds 0"),
+    ],
+)
+def test_a_bad_flag_of_the_map_ends_in_one_line(arguments, named, capsys):
+    with pytest.raises(SystemExit) as ended:
+        opportunity.main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert named in said and len(said.splitlines()) == 1
