@@ -193,7 +193,11 @@ def main() -> None:
     for hbm_gib in SHIPPED_GIB:
         config = ServingConfig(hbm_gib=hbm_gib, window_s=WINDOW_S)
         for group in groups.values():
-            found.append((group, config, find_largest_rate(group, config)))
+            try:
+                found.append((group, config, find_largest_rate(group, config)))
+            except ValueError as reason:
+                print(f"no rate: {reason}")
+                continue
             print(f"{group.name} with {hbm_gib:g} GiB: {found[-1][2]:g} requests per second")
     SHIPPED.unlink(missing_ok=True)
     for group, config, rate in found:

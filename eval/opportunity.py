@@ -28,6 +28,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from hbmgym.envs.serving.core import make_layout, setup_hash
+from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.eval.cells import write_json
@@ -37,6 +38,7 @@ from hbmgym.eval.opportunities.cases import PLATFORMS, Case, cases
 from hbmgym.eval.opportunities.figure import draw_map
 from hbmgym.eval.opportunities.measure import measure
 from hbmgym.eval.opportunities.verdict import OFFSETS, CaseResult, Interval
+from hbmgym.eval.rollout import cell_hash
 from hbmgym.eval.table import UNBOUNDED_WIDTH
 
 
@@ -55,12 +57,13 @@ class OpportunityOptions:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then print, write and draw the map."""
     options = parse_options(OpportunityOptions, (__doc__ or "").splitlines()[0], arguments)
-    with user_errors():
-        chosen = _calibrated(_cases(options))
-        folder = Path(options.out)
-        (folder / "episodes").mkdir(parents=True, exist_ok=True)
+    folder = Path(options.out)
     try:
-        results = _results(chosen, seeds_for("validation", options.seeds), folder, options.jobs)
+        with user_errors():
+            seeds = seeds_for("validation", options.seeds)
+            chosen = _calibrated(_cases(options))
+            (folder / "episodes").mkdir(parents=True, exist_ok=True)
+        results = _results(chosen, seeds, folder, options.jobs)
     except KeyboardInterrupt:
         print(f"interrupted; finished episodes are in {folder} and will not be run again", file=sys.stderr)
         raise SystemExit(130) from None
@@ -75,6 +78,8 @@ def _cases(options: OpportunityOptions) -> list[Case]:
         raise ValueError(f"--seeds {options.seeds} and --jobs {options.jobs} must be at least 1")
     for name in options.scenario:
         find_scenario(name)
+    for path in options.trace:
+        load_trace(Path(path))
     known = {platform.name: platform for platform in PLATFORMS}
     if unknown := set(options.platform) - set(known):
         raise ValueError(f"--platform {', '.join(sorted(unknown))}: expected one of {', '.join(known)}")
@@ -91,12 +96,14 @@ def _calibrated(chosen: Sequence[Case]) -> list[Case]:
             found.append(case.calibrated())
         except ValueError as reason:
             print(f"{case.name} is left out: {reason}", file=sys.stderr)
+    if not found:
+        raise ValueError("no case is left: give other scenarios, traces or platforms")
     return found
 
 
 def _results(chosen: Sequence[Case], seeds: Sequence[int], folder: Path, jobs: int) -> list[CaseResult]:
     """In the order of the cases."""
-    questions = [(case, seed, _file(folder, case, seed)) for case in chosen for seed in seeds]
+    questions = [(case, seed, folder / "episodes") for case in chosen for seed in seeds]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
@@ -108,31 +115,40 @@ def _results(chosen: Sequence[Case], seeds: Sequence[int], folder: Path, jobs: i
     results = []
     for place, case in enumerate(chosen):
         episodes = found[place * len(seeds) : (place + 1) * len(seeds)]
-        results.append(CaseResult(case.workload_name, case.platform.name, episodes[0]["rho"], episodes))
+        results.append(CaseResult(case.workload_name, case.platform.name, _rho(episodes[0]), episodes))
     return results
 
 
-def _file(folder: Path, case: Case, seed: int) -> Path:
-    # Another setup is another episode, so it is measured again.
-    name = f"{case.workload_name}-{case.platform.name}-{case.load:.4g}-{setup_hash(case.platform.config)}-{seed}.json"
-    return folder / "episodes" / name
+def _rho(first: dict[str, Any]) -> float:
+    return float("inf") if first["rho"] is None else float(first["rho"])
 
 
 def _answer(question: tuple[Case, int, Path]) -> dict[str, Any]:
     """The figures of one episode: read if they are there, else measured and kept. The first one has the case's rho."""
-    case, seed, file = question
-    if file.exists():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
-    episode = case.workload().episode("validation", seed)
+    case, seed, folder = question
     config = case.platform.config
+    episode = case.workload().episode("validation", seed)
+    # Another setup or other traffic is another episode, so it is measured again.
+    file = folder / f"{case.workload_name}-{case.platform.name}-{seed}-{cell_hash(setup_hash(config), episode)}.json"
+    if (kept := _kept(file)) is not None:
+        return kept
     figures = measure(config, episode)
     first = seed == seeds_for("validation", 1)[0]
     low, high = make_layout(config).share_bounds
     shares = np.linspace(low, high, RHO_SHARES + 2)[1:-1].tolist()
-    figures["rho"] = rho(shares, episode, config) if first else None
+    found = rho(shares, episode, config) if first else 0.0
+    figures["rho"] = found if np.isfinite(found) else None  # JSON knows no infinity
     write_json(file, figures)
     return figures
+
+
+def _kept(file: Path) -> dict[str, Any] | None:
+    """What a file holds; None where it is missing or damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"statics", "default", "dynamic", "rho"} <= set(found) else None
 
 
 def _print_map(results: Sequence[CaseResult]) -> None:
@@ -142,7 +158,7 @@ def _print_map(results: Sequence[CaseResult]) -> None:
     table.add_column("platform", no_wrap=True)
     for title in ("rho", "best share", "cost", *(f"{offset:+.1f}" for offset in OFFSETS), "sglang-0.9 p99"):
         table.add_column(title, justify="right", no_wrap=True)
-    for title in ("room mean TTFT", "room p99 TTFT", "room violations", "out of reach"):
+    for title in ("room mean TTFT", "room p99 TTFT", "room violations", "chosen per seed", "both full"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for result in results:
@@ -150,7 +166,9 @@ def _print_map(results: Sequence[CaseResult]) -> None:
     console.print(table)
     print(
         "+-.1, +-.2: cost at so much from the best share / its cost. sglang-0.9 p99: its p99 TTFT / that of the best "
-        "share. room: 1 - replayed dynamic oracle / best share. out of reach: cost if both pools had all bytes."
+        "share. room: 1 - replayed dynamic oracle / best share; each episode has a path of its own, so compare it with "
+        "the cost of the best share chosen per seed. both full: cost if both pools had all bytes. Seeds of a recorded "
+        "trace share most of their rows: their intervals say little."
     )
 
 
@@ -165,7 +183,8 @@ def _row(result: CaseResult) -> list[str]:
         *("-" if cost is None else f"{cost:.2f}x" for cost in wrong),
         "{:.2f}x [{:.2f}, {:.2f}]".format(*result.default_over_best("ttft_p99_s")),
         *(_percent(result.room(figure)) for figure in ("ttft_mean_s", "ttft_p99_s", "slo_violation_rate")),
-        f"{np.mean(result.of('unreachable', 'cost')):.3f}",
+        f"{result.chosen_per_episode:.3f}",
+        f"{np.mean(result.of('both_full', 'cost')):.3f}",
         result.verdict,
     ]
 

@@ -101,12 +101,15 @@ def cheapest_path(costs: np.ndarray, move: np.ndarray) -> tuple[list[int], float
 
 
 def dynamic_candidates(episode: Episode, shares: Sequence[float], costs: np.ndarray) -> Iterator[ScheduleOracle]:
-    """Paths to replay: for every length of segment and price of moving the cheapest one, each only once.
+    """Paths to replay, each only once: the episode's best static share, held; and for every length of segment and price
+    of moving the cheapest one.
 
     `costs`, shape (shares, rows): `arrival_costs` under the static splits at `shares`.
     """
     distance = np.abs(np.subtract.outer(shares, shares))
-    seen = set()
+    best = int(costs.sum(axis=1).argmin())
+    seen: set[tuple[tuple[float, int], ...]] = {((0.0, best),)}
+    yield ScheduleOracle(DYNAMIC, [0.0], [shares[best]])
     for segment_s in SEGMENTS_S:
         edges_s = np.arange(0.0, episode.horizon_s, segment_s)
         segment = np.searchsorted(edges_s, episode.rows["arrival_s"], side="right") - 1

@@ -173,16 +173,13 @@ def begin_rank(pool, entry, parent, depth):
 
 @subkernel
 def end_rank(pool, entry):
-    """A page that goes no longer continues the one before it, which may go next."""
+    """The first victim no longer continues the page before it, which may go next."""
     parent = pool.ranks[entry].parent
     if parent == NONE:
         return
     pool.ranks[entry].parent = NONE
     pool.ranks[parent].continued -= 1
     if pool.ranks[parent].continued > 0 or pool.entries[parent].pins > 0:
-        return
-    if pool.ranks[entry].place != 0:
-        offer(pool, parent)
         return
     # The parent mostly goes next, so it takes the place of the page that goes.
     pool.ranks[entry].place = NONE

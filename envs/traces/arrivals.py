@@ -71,7 +71,7 @@ class MixBursts:
 @dataclass(frozen=True)
 class Trend:
     """The rate grows exponentially to 1 over the episode, from 1 / growth; the second class's share goes from .2 to .8,
-    or the other way round."""
+    or the other way round. Before time 0 all is as at 0."""
 
     growth: tuple[float, ...] = (1.5, 2.0, 4.0)
 
@@ -79,7 +79,7 @@ class Trend:
         """The seed chooses the growth and the direction of the mix."""
         assert classes == 2, "the mix drifts from one class to the other"
         growth, rising = float(rng.choice(self.growth)), bool(rng.integers(2))
-        edges = np.linspace(begin_s, end_s, STEPS + 1)
+        edges = np.concatenate(([min(begin_s, 0.0)], np.linspace(0.0, end_s, STEPS + 1)[1:]))
         passed = (np.arange(STEPS) + 0.5) / STEPS
         rate = growth ** (passed - 1.0)
         second = 0.2 + 0.6 * (passed if rising else 1.0 - passed)

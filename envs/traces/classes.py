@@ -48,7 +48,7 @@ CONVERSATION = SessionClass(  # Mooncake conversation: long contexts
     gap_s=_MOONCAKE_GAP_S,
     turns=_MOONCAKE_TURNS,
     system_tokens=512,
-    lead_s=1200.0,
+    lead_s=2400.0,
 )
 ASSISTANT = SessionClass(  # Azure 2023 conversation: prompts with steps at 400, 1.0k and 4.1k tokens
     name="assistant",
@@ -57,8 +57,7 @@ ASSISTANT = SessionClass(  # Azure 2023 conversation: prompts with steps at 400,
     output=_AZURE_OUTPUT,
     gap_s=_MOONCAKE_GAP_S,
     turns=_MOONCAKE_TURNS,
-    system_tokens=512,
-    lead_s=1200.0,
+    lead_s=2400.0,
 )
 SHORT_CHAT = SessionClass(  # ShareGPT's first prompts: p50 25, p95 794, mean 146 tokens
     name="short-chat",
@@ -68,7 +67,7 @@ SHORT_CHAT = SessionClass(  # ShareGPT's first prompts: p50 25, p95 794, mean 14
     gap_s=_MOONCAKE_GAP_S,
     turns=_MOONCAKE_TURNS,
     system_tokens=64,
-    lead_s=1200.0,
+    lead_s=2400.0,
 )
 DOCUMENTS = DocumentClass(  # Mooncake synthetic: L-Eval and LooGLE
     name="documents",
@@ -77,7 +76,7 @@ DOCUMENTS = DocumentClass(  # Mooncake synthetic: L-Eval and LooGLE
     output=LogNormal(2.63, 1.48, 2048),
     questions=LogNormalTurns(LogNormal(1.79, 0.47, 24)),  # p50 6, p90 11
     between_s=LogNormal(4.55, 0.89, 1200),  # p50 95 s, p90 297 s
-    lead_s=1200.0,
+    lead_s=4800.0,
 )
 CODE = SessionClass(  # Azure 2023 code: completions without a second turn
     name="code",
@@ -96,5 +95,5 @@ AGENT = SessionClass(  # Claude Code sessions; 43 % resume an earlier one; 15 % 
     turns=LogNormalTurns(LogNormal(3.69, 1.14, 400)),
     system_tokens=14_080,
     compaction=Compaction(per_turn=0.005, kept=LogNormal(-1.31, 0.5), most_tokens=200_000),
-    lead_s=14_400.0,
+    lead_s=57_600.0,
 )

@@ -36,7 +36,6 @@ class DocumentClass:
         input_tokens = tokens + whole(self.question.draw(rng, len(group)))
         output = whole(self.output.draw(rng, len(group)))
         wait_s = self.between_s.draw(rng, len(group))
-        wait_s[first] = starts_s
         total_s = np.cumsum(wait_s)
         arrival_s = total_s - (total_s[first] - starts_s)[group]
         seen = (arrival_s >= 0.0) & (arrival_s < span_s)

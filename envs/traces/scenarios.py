@@ -28,7 +28,7 @@ class Scenario:
 
     @property
     def has_phases(self) -> bool:
-        """Whether at every time one class alone arrives."""
+        """Whether at every time the sessions of one class alone start; those that run go on."""
         return len(self.classes) > 1 and isinstance(self.pattern, (Phases, MixBursts))
 
 
@@ -41,7 +41,6 @@ SCENARIOS: Mapping[str, Scenario] = {
     "mix-shift-900": Scenario(_SHIFT, Phases(720.0, 1080.0)),
     "mix-burst": Scenario((classes.BOOK, classes.CHAT), MixBursts(30.0, 120.0, 180.0)),
     "adversarial": Scenario(_SHIFT, Phases(10.0, 10.0)),  # two windows of 5 s: over when a controller has answered
-    "shift-agent": Scenario((classes.SHORT_CHAT, classes.AGENT), Phases(240.0, 360.0)),
     "shift-documents": Scenario((classes.SHORT_CHAT, classes.DOCUMENTS), Phases(240.0, 360.0)),
     "steady-chat": Scenario((classes.CHAT,)),
     "steady-conversation": Scenario((classes.CONVERSATION,)),

@@ -1,4 +1,4 @@
-"""One episode of one case: every static split, SGLang's default, the dynamic oracle, and a bound out of reach."""
+"""One episode of one case: every static split, SGLang's default, the dynamic oracle, and twice the memory."""
 
 import dataclasses
 from typing import Any
@@ -21,7 +21,7 @@ Figures = dict[str, float]
 
 
 def measure(config: ServingConfig, episode: Episode) -> dict[str, Any]:
-    """Figures of each static share (`statics`), of the `default`, of `dynamic` and of `unreachable`."""
+    """Figures of each static share (`statics`), of the `default`, of `dynamic` and of `both_full`."""
     core = Core(config)
     shares = static_shares(core.layout)
     statics, costs = [], []
@@ -34,12 +34,15 @@ def measure(config: ServingConfig, episode: Episode) -> dict[str, Any]:
         "statics": statics,
         "default": _run(make_controller(DEFAULT), core, episode),
         "dynamic": _figures(best_replay(core, episode, shares, np.array(costs))),
-        "unreachable": _run(StaticController(0.5), both_pools_full(config), episode),
+        "both_full": _run(StaticController(0.5), both_pools_full(config), episode),
     }
 
 
 def both_pools_full(config: ServingConfig) -> Core:
-    """A core whose pools at kv_share .5 have as many bytes each as the whole budget: a bound that no split reaches."""
+    """A core whose pools at kv_share .5 have as many bytes each as the whole budget.
+
+    No split has that. It is no bound on cost: where memory abounds, larger batches can cost TPOT.
+    """
     core = Core(config)
     core.layout = dataclasses.replace(core.layout, budget_bytes=2 * core.layout.budget_bytes)
     core.setup = dataclasses.replace(core.setup, layout=core.layout, kv_share_bounds=core.layout.share_bounds)

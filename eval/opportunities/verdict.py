@@ -48,8 +48,13 @@ class CaseResult:
         return [episode["statics"][place][figure] for episode in self.episodes]
 
     def of(self, who: str, figure: str) -> list[float]:
-        """One value per episode of default, dynamic or unreachable."""
+        """One value per episode of default, dynamic or both_full."""
         return [episode[who][figure] for episode in self.episodes]
+
+    @property
+    def chosen_per_episode(self) -> float:
+        """Mean over the episodes of each one's own least static cost: what of the room needs no moving."""
+        return float(np.mean([min(static["cost"] for static in episode["statics"]) for episode in self.episodes]))
 
     def wrong_by(self, offset: float) -> float | None:
         """Cost at the best share plus `offset` over the best cost; None beyond the bounds of the budget."""
@@ -102,7 +107,8 @@ class CaseResult:
             "cost_when_wrong_by": {f"{offset:+.1f}": self.wrong_by(offset) for offset in OFFSETS},
             "default_over_best": {figure: _known(self.default_over_best(figure)) for figure in ROOM_FIGURES},
             "room": {figure: _known(self.room(figure)) for figure in ROOM_FIGURES},
-            "unreachable_cost": float(np.mean(self.of("unreachable", "cost"))),
+            "best_static_cost_chosen_per_episode": self.chosen_per_episode,
+            "both_full_cost": float(np.mean(self.of("both_full", "cost"))),
             "verdict": self.verdict,
         }
 

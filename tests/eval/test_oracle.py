@@ -99,7 +99,7 @@ def test_the_costs_of_arrivals_sum_to_the_cost_of_the_episode():
 def test_the_dynamic_oracle_holds_one_share_where_one_is_best_everywhere():
     episode = MIX.episode("validation", 10_000)
     costs = np.array([np.full(len(episode.rows), 0.1), np.full(len(episode.rows), 0.2)])
-    (only,) = dynamic_candidates(episode, [0.3, 0.6], costs)
+    (only,) = dynamic_candidates(episode, [0.3, 0.6], costs)  # the best static share, which no other path beats
     core = Core(CONFIG)
     only.reset(core.setup)
     assert only.act(core.reset(episode)).kv_share == 0.3
