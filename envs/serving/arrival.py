@@ -2,7 +2,7 @@
 
 import math
 
-from hbmgym.envs.serving.order import add_event, cancel_event, next_event, push_first, push_last, remove
+from hbmgym.envs.serving.order import enter_heap, leave_heap, next_release_s, push_first, push_last, remove
 from hbmgym.envs.serving.state import DEADLINE, DOES_NOT_FIT, HELD, HOLD, QUEUE, REJECTED, RELEASES, WAITING
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.pools import NONE
@@ -20,14 +20,14 @@ def _take_next(state):
     """The row that arrives next, of two at one time the lower: its arrival is fixed, or set since its needs ended."""
     engine = state.engine
     row, fixed_s = engine.next_row, _fixed_arrival_s(state)
-    released, released_s = state.heaps[RELEASES, 0], next_event(state, RELEASES)
+    released, released_s = state.heaps[RELEASES, 0], next_release_s(state)
     if released_s < fixed_s or (released_s == fixed_s and released < row):
         row = released
-        cancel_event(state, RELEASES, row)
+        leave_heap(state, RELEASES, row)
     else:
         state.requests[row].arrival_s = fixed_s
         _pass_fixed(state)
-    engine.next_arrival_s = min(_fixed_arrival_s(state), next_event(state, RELEASES))
+    engine.next_arrival_s = min(_fixed_arrival_s(state), next_release_s(state))
     return row
 
 
@@ -108,7 +108,7 @@ def release_followers(state, row):
             continue
         if state.engine.closed != 0:
             request.arrival_s = state.requests[row].ended_s + state.rows[follower].gap_s
-            add_event(state, RELEASES, follower, request.arrival_s)
+            enter_heap(state, RELEASES, follower)
             state.engine.next_arrival_s = min(state.engine.next_arrival_s, request.arrival_s)
         elif request.status == HELD:
             remove(state, HOLD, follower)
@@ -152,10 +152,3 @@ def book_miss(state, row):
     if state.requests[row].missed == 0:
         state.requests[row].missed = 1
         state.engine.missed += 1
-
-
-@subkernel
-def is_older(state, row, other):
-    """Old and young go by arrival; of two that arrived together the lower row is older."""
-    arrival_s, other_s = state.requests[row].arrival_s, state.requests[other].arrival_s
-    return arrival_s < other_s or (arrival_s == other_s and row < other)

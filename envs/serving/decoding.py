@@ -1,8 +1,8 @@
 """From the first token to the end: growth, preemption, finish, and how memory is given back (rules 6, 7)."""
 
 from hbmgym.envs.serving.admission import grow
-from hbmgym.envs.serving.arrival import book_miss, enqueue_first, is_older, reject, release_followers
-from hbmgym.envs.serving.order import add_event, cancel_event, push_last, remove
+from hbmgym.envs.serving.arrival import book_miss, enqueue_first, reject, release_followers
+from hbmgym.envs.serving.order import add_event, is_older, leave_heap, push_last, remove
 from hbmgym.envs.serving.shortage import MIGRATE, answer_shortage, fetch_room, page_needs_an_edge
 from hbmgym.envs.serving.snapshots import pop_private_page, publish_computed
 from hbmgym.envs.serving.state import (
@@ -59,7 +59,7 @@ def schedule_decode_event(state, row):
         if boundary <= context:
             boundary = (tokens + engine.decode_snapshot_tokens) // engine.page_tokens * engine.page_tokens
         iteration = min(end, request.joined_at + boundary - request.goal)
-    add_event(state, DECODE_EVENTS, row, float(iteration))
+    add_event(state, row, iteration)
 
 
 @subkernel
@@ -85,7 +85,7 @@ def _stop_running(state, row):
         request.generated = generated_by(state, row)
         remove(state, _growth_list(state, row), row)
         if request.heap_place != NONE:
-            cancel_event(state, DECODE_EVENTS, row)
+            leave_heap(state, DECODE_EVENTS, row)
         engine.decoding -= 1
         engine.context_tokens -= tokens
     else:

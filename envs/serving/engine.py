@@ -8,7 +8,7 @@ from hbmgym.envs.serving.admission import try_admit_head
 from hbmgym.envs.serving.arrival import book_miss, head_deadline_s, pull_arrivals, reject_late_head
 from hbmgym.envs.serving.cost_model import decode_iterations_until, decode_span_s, iteration_s
 from hbmgym.envs.serving.decoding import finish, generated_by, grow_decoding, schedule_decode_event, start_decoding
-from hbmgym.envs.serving.order import cancel_event, next_event, remove
+from hbmgym.envs.serving.order import leave_heap, next_event, remove
 from hbmgym.envs.serving.snapshots import (
     next_prefill_stop,
     publish_computed,
@@ -200,9 +200,9 @@ def _book_first_token(state, row):
 @subkernel
 def _handle_decode_events(state):
     engine = state.engine
-    while next_event(state, DECODE_EVENTS) <= engine.iterations:
+    while state.heap_sizes[DECODE_EVENTS] > 0 and next_event(state) <= engine.iterations:
         row = state.heaps[DECODE_EVENTS, 0]
-        cancel_event(state, DECODE_EVENTS, row)
+        leave_heap(state, DECODE_EVENTS, row)
         if generated_by(state, row) >= state.rows[row].output_tokens:
             finish(state, row)
         else:
@@ -231,7 +231,7 @@ def _decode_span(state, until_s):
     engine = state.engine
     seconds = _next_change_s(state, until_s) - engine.now_s - engine.debt_s
     count = decode_iterations_until(state.cost, engine.decoding, engine.context_tokens, seconds)
-    count = min(count, int(next_event(state, DECODE_EVENTS)) - engine.iterations)
+    count = min(count, next_event(state) - engine.iterations)
     # A head that has not been tried, or may fare better now, is tried at the next edge.
     if _head_is_to_be_tried(engine):
         count = 1

@@ -2,6 +2,7 @@
 
 import math
 
+from hbmgym.envs.serving.state import DECODE_EVENTS, RELEASES
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.pools import NONE
 
@@ -47,22 +48,30 @@ def remove(state, where, row):
 
 
 @subkernel
+def is_older(state, row, other):
+    """Old and young go by arrival; of two that arrived together the lower row is older."""
+    arrival_s, other_s = state.requests[row].arrival_s, state.requests[other].arrival_s
+    return arrival_s < other_s or (arrival_s == other_s and row < other)
+
+
+@subkernel
+def _comes_before(state, heap, row, other):
+    if heap == RELEASES:
+        return is_older(state, row, other)
+    return state.requests[row].event_key < state.requests[other].event_key
+
+
+@subkernel
 def _place(state, heap, place, row):
     state.heaps[heap, place] = row
     state.requests[row].heap_place = place
 
 
 @subkernel
-def _comes_before(state, row, other):
-    key, other_key = state.requests[row].event_key, state.requests[other].event_key
-    return key < other_key or (key == other_key and row < other)
-
-
-@subkernel
 def _sift_up(state, heap, place, row):
     while place > 0:
         parent = (place - 1) // 2
-        if not _comes_before(state, row, state.heaps[heap, parent]):
+        if not _comes_before(state, heap, row, state.heaps[heap, parent]):
             break
         _place(state, heap, place, state.heaps[heap, parent])
         place = parent
@@ -77,9 +86,9 @@ def _sift_down(state, heap, place, row):
         if child >= size:
             break
         right = child + 1
-        if right < size and _comes_before(state, state.heaps[heap, right], state.heaps[heap, child]):
+        if right < size and _comes_before(state, heap, state.heaps[heap, right], state.heaps[heap, child]):
             child = right
-        if not _comes_before(state, state.heaps[heap, child], row):
+        if not _comes_before(state, heap, state.heaps[heap, child], row):
             break
         _place(state, heap, place, state.heaps[heap, child])
         place = child
@@ -87,21 +96,14 @@ def _sift_down(state, heap, place, row):
 
 
 @subkernel
-def add_event(state, heap, row, key):
-    """Put a request into a heap; of equal keys the lower row comes first."""
-    state.requests[row].event_key = key
+def enter_heap(state, heap, row):
+    """Put a request into a heap."""
     state.heap_sizes[heap] += 1
     _sift_up(state, heap, state.heap_sizes[heap] - 1, row)
 
 
 @subkernel
-def next_event(state, heap):
-    """The lowest key of a heap, inf when it is empty."""
-    return state.requests[state.heaps[heap, 0]].event_key if state.heap_sizes[heap] > 0 else math.inf
-
-
-@subkernel
-def cancel_event(state, heap, row):
+def leave_heap(state, heap, row):
     """Take a request out of the heap that holds it."""
     place = state.requests[row].heap_place
     state.requests[row].heap_place = NONE
@@ -110,7 +112,26 @@ def cancel_event(state, heap, row):
     if place == size:
         return
     moved = state.heaps[heap, size]
-    if place > 0 and _comes_before(state, moved, state.heaps[heap, (place - 1) // 2]):
+    if place > 0 and _comes_before(state, heap, moved, state.heaps[heap, (place - 1) // 2]):
         _sift_up(state, heap, place, moved)
     else:
         _sift_down(state, heap, place, moved)
+
+
+@subkernel
+def add_event(state, row, iteration):
+    """Remember that something happens to a decoding request after `iteration`; ties go by row."""
+    state.requests[row].event_key = (iteration << 28) | row
+    enter_heap(state, DECODE_EVENTS, row)
+
+
+@subkernel
+def next_event(state):
+    """The iteration after which the next event happens; there must be one."""
+    return state.requests[state.heaps[DECODE_EVENTS, 0]].event_key >> 28
+
+
+@subkernel
+def next_release_s(state):
+    """When the next row arrives of those whose needs have ended, inf if there is none."""
+    return state.requests[state.heaps[RELEASES, 0]].arrival_s if state.heap_sizes[RELEASES] > 0 else math.inf

@@ -41,7 +41,7 @@ REQUEST = np.dtype(
         ("branch_depth", "i4"),  # pages after which prefill stops to save a branch snapshot, 0: none
         ("reused_tokens", "i4"),  # at the first admission
         ("joined_at", "i8"),  # iteration count at which the request joined the decoding ones
-        ("event_key", "f8"),
+        ("event_key", "i8"),
         ("ttft_slo_s", "f8"),
         ("arrival_s", "f8"),  # NaN while it is not known
         ("waits_since_s", "f8"),
@@ -120,8 +120,8 @@ ENGINE = np.dtype(
 # iteration count at which a decoding request needs its next page.
 QUEUE, PREFILL, HOLD, GROWTH = range(4)
 
-# Heaps of requests: decoding ones by the iteration after which something happens to them, and, in a closed loop, those
-# whose needs have ended by their arrival.
+# Heaps of requests: decoding ones by the iteration after which something happens to them; in a closed loop rows that
+# have not arrived and whose needs have ended, by age.
 DECODE_EVENTS, RELEASES, HEAPS = range(3)
 
 
@@ -136,7 +136,7 @@ class State(NamedTuple):
     ends: np.ndarray
     """int32, shape (lists, 2): first and last request of each list."""
     heaps: np.ndarray
-    """int32, shape (HEAPS, n): requests ordered by event_key."""
+    """int32, shape (HEAPS, n)."""
     heap_sizes: np.ndarray
     """int64, shape (HEAPS,)."""
     engine: np.record

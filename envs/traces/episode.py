@@ -12,15 +12,15 @@ LOOPS: tuple[Loop, ...] = ("open", "closed")
 ROW = np.dtype(
     [
         ("arrival_s", "f8"),  # in a closed loop it acts for rows without needs only
-        ("gap_s", "f8"),  # closed loop: seconds from the end of the last of its needs to its arrival
+        ("gap_s", "f4"),  # closed loop: seconds from the end of the last of its needs to its arrival
         ("input_tokens", "i4"),
         ("output_tokens", "i4"),
-        ("needs", "i4"),  # how many rows must have ended before this one may start
         ("followers", "i4"),  # how many rows need this one: Episode.followers[followers_off :][: followers]
         ("followers_off", "i4"),
         ("prompt_ids", "i4"),  # leading full pages of the prompt that have ids
         ("known_ids", "i4"),  # the same for prompt and output together; >= prompt_ids
-        ("measured", "i4"),  # 0 during warm-up
+        ("needs", "i2"),  # how many rows must have ended before this one may start
+        ("measured", "i2"),  # 0 during warm-up
         ("ref_off", "i8"),  # page j of this row has id refs[ref_off + j], j < known_ids
     ],
     align=True,
@@ -78,6 +78,7 @@ def link(rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Write into `rows` that row before[i] must have ended before row after[i] may start; returns Episode.followers."""
     assert np.all((before >= 0) & (before < after)), "a row can only wait for rows before it"
     rows["needs"] = np.bincount(after, minlength=len(rows))
+    assert rows["needs"].sum() == len(after), "a row waits for too many"
     rows["followers"] = np.bincount(before, minlength=len(rows))
     rows["followers_off"] = np.cumsum(rows["followers"]) - rows["followers"]
     followers: np.ndarray = after[np.lexsort((after, before))].astype(np.int32)

@@ -319,13 +319,13 @@ def test_in_a_closed_loop_a_turn_arrives_its_gap_after_the_turn_before():
 def test_in_a_closed_loop_a_join_arrives_its_gap_after_the_last_of_its_needs():
     asks = [
         Ask(0.0, 640, 100),
-        Ask(0.1, 640, 50, needs=[0], gap_s=0.2),
+        Ask(0.1, 640, 50, needs=[0], gap_s=0.25),
         Ask(0.2, 640, 2, needs=[0], gap_s=0.1),
         Ask(0.3, 640, 1, needs=[0, 1, 2], gap_s=0.125),
     ]
     core = play(asks, loop="closed")
     first, agent, _, joined = core.requests
-    assert agent.arrival_s == first.ended_s + 0.2
+    assert agent.arrival_s == first.ended_s + 0.25
     assert joined.arrival_s == joined.admitted_s == max(core.requests.ended_s[:3]) + 0.125 == agent.ended_s + 0.125
 
 
@@ -347,11 +347,11 @@ def test_rows_that_arrive_at_one_time_queue_by_row_whether_released_or_fixed(rel
 def test_in_a_closed_loop_the_youngest_is_the_one_that_arrived_last():
     asks = [
         Ask(0.0, 600 * PAGE, 1),
-        Ask(0.1, 512, 300, ["b"] * 8, needs=[0], gap_s=0.302),
-        Ask(0.301, 512, 200, ["a"] * 8),
+        Ask(0.1, 512, 300, ["b"] * 8, needs=[0], gap_s=0.3125),
+        Ask(0.3115, 512, 200, ["a"] * 8),
     ]
     core = play(asks, TIGHT, TIGHT_SHARE, loop="closed")
-    assert core.requests["arrival_s"].tolist() == [0.0, 0.302, 0.301]
+    assert core.requests["arrival_s"].tolist() == [0.0, 0.3125, 0.3115]
     assert core.requests["preemptions"].tolist() == [0, 1, 0]
 
 

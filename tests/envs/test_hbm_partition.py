@@ -182,6 +182,14 @@ def test_reset_refuses_foreign_seeds_and_unknown_options(env: HbmPartitionEnv, o
         env.reset(seed=0, options=options)
 
 
+def test_the_loop_may_be_closed() -> None:
+    env = HbmPartitionEnv(scenario="steady-chat", loop="closed")
+    env.reset(seed=0)
+    arrivals = sum(env.step(np.zeros(1, np.float32))[4]["arrivals"] for _ in range(20))
+    assert env.episode.loop == "closed" and 0 < arrivals == env.core.counters.arrived
+    env.close()
+
+
 def test_of_several_workloads_each_reset_draws_one() -> None:
     workloads = [TinyWorkload(name="first"), TinyWorkload(name="second")]
     env = HbmPartitionEnv(workload=workloads, serving=SERVING)

@@ -6,8 +6,17 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hbmgym.envs.serving.order import add_event, cancel_event, next_event, push_first, push_last, remove
-from hbmgym.envs.serving.state import HEAPS, make_requests
+from hbmgym.envs.serving.order import (
+    add_event,
+    enter_heap,
+    leave_heap,
+    next_event,
+    next_release_s,
+    push_first,
+    push_last,
+    remove,
+)
+from hbmgym.envs.serving.state import DECODE_EVENTS, HEAPS, RELEASES, make_requests
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.pools import NONE
 
@@ -40,24 +49,19 @@ def edit_list(state, edit, where, row):
 
 
 @kernel
-def edit_heap(state, edit, heap, row, key):
-    if edit == ADD:
-        add_event(state, heap, row, key)
+def edit_heap(state, edit, heap, row, when):
+    if edit == CANCEL:
+        leave_heap(state, heap, row)
+    elif heap == DECODE_EVENTS:
+        add_event(state, row, int(when))
     else:
-        cancel_event(state, heap, row)
+        state.requests[row].arrival_s = when
+        enter_heap(state, heap, row)
 
 
 @kernel
-def pop(state, heap):
-    """(key, row) of the next event, which is taken out."""
-    key, row = next_event(state, heap), state.heaps[heap, 0]
-    cancel_event(state, heap, row)
-    return key, row
-
-
-@kernel
-def next_key(state, heap):
-    return next_event(state, heap)
+def when_next(state, heap):
+    return float(next_event(state)) if heap == DECODE_EVENTS else next_release_s(state)
 
 
 def read(state: Lists, where: int) -> list[int]:
@@ -95,21 +99,22 @@ def test_lists_keep_the_order_of_pushes_and_removals(edits):
 @settings(derandomize=True, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(0, HEAPS - 1), st.integers(0, 8)), max_size=80),
-    st.sampled_from([0.0, 2.0**33, 0.1]),
+    st.booleans(),
 )
-def test_events_come_by_key_then_by_row_whatever_the_order_they_were_added_in(edits, base):
+def test_a_heap_yields_by_time_then_by_row_whatever_the_order_of_adding(edits, late):
     state, expected = make_lists(), [{} for _ in range(HEAPS)]
-    for row, heap, key in edits:
+    for row, heap, when in edits:
         held_in = next((i for i in range(HEAPS) if row in expected[i]), None)
         if held_in is not None:
             edit_heap(state, CANCEL, held_in, row, 0.0)
             del expected[held_in][row]
             assert state.requests[row].heap_place == NONE
         else:
-            edit_heap(state, ADD, heap, row, base + key)
-            expected[heap][row] = base + key
+            expected[heap][row] = when + 2.0**33 * late + 0.1 * (heap == RELEASES)
+            edit_heap(state, ADD, heap, row, expected[heap][row])
     for heap in range(HEAPS):
-        found = [pop(state, heap) for _ in range(len(expected[heap]))]
-        assert found == sorted((key, row) for row, key in expected[heap].items())
+        for when, row in sorted((when, row) for row, when in expected[heap].items()):
+            assert (when_next(state, heap), state.heaps[heap, 0]) == (when, row)
+            edit_heap(state, CANCEL, heap, row, 0.0)
         assert state.heap_sizes[heap] == 0
-        assert next_key(state, heap) == np.inf
+    assert when_next(state, RELEASES) == np.inf

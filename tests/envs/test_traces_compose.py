@@ -63,6 +63,23 @@ def library(sessions=30, families_of=1):
     return make(arrival, ids, session, parent, kind="session-library")
 
 
+def recording(*agents: tuple[float, ...], main=(0.0, 50.0, 90.0, 800.0), **columns):
+    """A recording of a session with rows at `main` and of its sub-agents with theirs; every row is served for .3 s."""
+    sessions = [main, *agents]
+    session = np.repeat(np.arange(len(sessions)), [len(times) for times in sessions])
+    parent = np.where(np.diff(session, prepend=-1) == 0, np.arange(len(session)) - 1, -1)
+    return make(
+        np.concatenate(sessions),
+        [[row] for row in range(len(session))],
+        session,
+        parent,
+        kind="session-library",
+        s_source_id=np.full(len(sessions), 7),
+        s_parent_session=np.array([-1] + [0] * len(agents)),
+        **columns,
+    )
+
+
 def check_causal(episode):
     rows = episode.rows
     before, after = episode.needs

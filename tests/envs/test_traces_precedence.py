@@ -13,29 +13,11 @@ from hbmgym.envs.traces.scenarios import generate
 from hbmgym.envs.traces.service import unloaded_service_s
 from hbmgym.envs.traces.trace import TraceError
 
-from .test_traces_compose import SHARED, clocked, library, make
+from .test_traces_compose import SHARED, clocked, library, make, recording
 
 NAN = float("nan")
 SERVED_S = float(unloaded_service_s(np.array([4]))[0])
 """Of every row that `make` makes."""
-MAIN, ONE, OTHER = 0, 1, 2
-
-
-def recording(*agents: tuple[float, ...], main=(0.0, 50.0, 90.0, 800.0), **columns):
-    """A session with rows at `main` and its sub-agents with theirs."""
-    sessions = [main, *agents]
-    session = np.repeat(np.arange(len(sessions)), [len(times) for times in sessions])
-    parent = np.where(np.diff(session, prepend=-1) == 0, np.arange(len(session)) - 1, -1)
-    return make(
-        np.concatenate(sessions),
-        [[row] for row in range(len(session))],
-        session,
-        parent,
-        kind="session-library",
-        s_source_id=np.full(len(sessions), 7),
-        s_parent_session=np.array([-1] + [MAIN] * len(agents)),
-        **columns,
-    )
 
 
 def pairs(trace) -> set[tuple[int, int]]:
@@ -94,24 +76,6 @@ def test_a_sub_agent_keeps_its_offset_and_a_join_counts_from_the_last_end():
     assert gaps_s(trace)[1] == 7.0
 
 
-# --- sub-agents that are stamped with their end
-
-
-def test_a_sub_agent_stamped_with_its_end_is_moved_to_its_start():
-    runs_s = 20.0 + SERVED_S
-    stamped = recording((50.0 + SERVED_S + runs_s + 3.0, 50.0 + SERVED_S + runs_s + 23.0))
-    assert stamped.arrival_s[4:].tolist() == pytest.approx([50.0 + SERVED_S + 3.0, 50.0 + SERVED_S + 23.0])
-    assert "1 sub-agents were stamped with the time of their end" in stamped.notices[0]
-    assert (5, 2) in pairs(stamped), "the row at 90 s, which came before the stamp of the last row"
-
-
-@pytest.mark.parametrize("first_s", [51.0, 55.0, 89.0])
-def test_other_sub_agents_stay_where_they_are(first_s):
-    trace = recording((first_s, first_s + 20.0))
-    assert trace.arrival_s[4:].tolist() == [first_s, first_s + 20.0]
-    assert trace.notices == ()
-
-
 # --- closed loops
 
 
@@ -127,7 +91,7 @@ def test_a_closed_loop_has_the_rows_of_the_open_one_and_their_gaps(trace):
     follows = closed.rows["needs"] > 0
     gap_s = closed.rows["gap_s"]
     assert follows.any() and not gap_s[~follows].any()
-    assert np.isin(gap_s[follows], gaps_s(trace)).all(), "whatever the load"
+    assert np.isin(gap_s[follows], gaps_s(trace).astype(np.float32)).all(), "whatever the load"
     assert gap_s.max() > 0.0
 
 
@@ -202,12 +166,6 @@ def test_claude_code_sub_agents_are_released_and_joined(weka):
     assert (weka.session_id[after[joins]] == weka.s_parent_session[weka.session_id[before[joins]]]).all()
     assert (recorded_ends_s(weka)[before[joins]] <= weka.arrival_s[after[joins]]).all(), "the recording agrees"
     assert np.percentile(gaps_s(weka)[after[released]], [0, 90]) == pytest.approx([0.2, 6.2], abs=0.2)
-
-
-def test_claude_code_repairs_are_counted(weka):
-    outputs, agents = weka.notices
-    assert "17 rows had output_tokens 0, set to 1" in outputs
-    assert "40 sub-agents were stamped with the time of their end" in agents
 
 
 @pytest.mark.parametrize("loop", ["open", "closed"])
