@@ -38,7 +38,7 @@ TELEMETRY_TABLE: tuple[tuple[str, str, str], ...] = (
     ("oldest_wait_over_slo", "1", "now: age of the oldest waiting request / its TTFT SLO"),
     ("mean_wait_over_slo", "1", "now: mean over requests without a first token of min(age / TTFT SLO, 10); 0 if none"),
     ("busy_fraction", "1", "window: share of time in which iterations ran"),
-    ("blocked_kv_fraction", "1", "window: share of time in which the queue's head waited for pages"),
+    ("blocked_kv_fraction", "1", "window: share of time in which the queue's head, or one set aside, waited for pages"),
     ("blocked_ssm_fraction", "1", "window: share of time in which the queue's head waited for slots"),
     ("arrivals_per_s", "1/s", "window"),
     ("arrivals_per_s_10s", "1/s", "10 s"),

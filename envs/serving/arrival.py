@@ -3,7 +3,8 @@
 import math
 
 from hbmgym.envs.serving.order import enter_heap, leave_heap, next_release_s, push_first, push_last, remove
-from hbmgym.envs.serving.state import DEADLINE, DOES_NOT_FIT, HELD, HOLD, QUEUE, REJECTED, RELEASES, WAITING
+from hbmgym.envs.serving.shortage import split_is_given
+from hbmgym.envs.serving.state import ASIDE, DEADLINE, DOES_NOT_FIT, HELD, HOLD, QUEUE, REJECTED, RELEASES, WAITING
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.pools import NONE
 
@@ -54,9 +55,7 @@ def _arrive(state, row):
     engine.arrived_tokens += trace.input_tokens
     request.goal = trace.input_tokens
     request.waits_since_s = request.arrival_s
-    # The last output token is never written to the cache.
-    pages = -(-(trace.input_tokens + trace.output_tokens - 1) // engine.page_tokens)
-    if pages > engine.max_pages:
+    if _most_pages(state, row) > engine.max_pages:
         reject(state, row, DOES_NOT_FIT, request.arrival_s)
     elif request.unmet > 0:
         request.status = HELD
@@ -64,6 +63,13 @@ def _arrive(state, row):
         push_last(state, HOLD, row)
     else:
         enqueue_last(state, row)
+
+
+@subkernel
+def _most_pages(state, row):
+    """Pages that a request holds at its end; its last output token is never written to the cache."""
+    trace = state.rows[row]
+    return -(-(trace.input_tokens + trace.output_tokens - 1) // state.engine.page_tokens)
 
 
 @subkernel
@@ -117,10 +123,80 @@ def release_followers(state, row):
 
 
 @subkernel
+def _outgrows_pool(state, row):
+    """Is a request larger than the KV pool, were it empty, under a split that only the controller changes?"""
+    return _most_pages(state, row) > state.memory.kv.meta.limit and split_is_given(state)
+
+
+@subkernel
+def set_large_head_aside(state):
+    """Let a queue's head that outgrows its pool wait aside, so that those behind it may pass; there must be a head."""
+    row = state.ends[QUEUE, 0]
+    if not _outgrows_pool(state, row):
+        return False
+    leave_queue(state, row)
+    push_last(state, ASIDE, row)
+    state.engine.aside += 1
+    state.engine.aside_deadline_s = min(state.engine.aside_deadline_s, _deadline_s(state, row))
+    return True
+
+
+@subkernel
+def take_back_those_aside(state):
+    """The pool may have grown: those that no longer outgrow it go to the queue's head, in the order they left it."""
+    row = state.ends[ASIDE, 1]
+    while row != NONE:
+        before = state.requests[row].prev
+        if not _outgrows_pool(state, row):
+            _leave_aside(state, row)
+            push_first(state, QUEUE, row)
+            state.engine.waiting += 1
+            state.engine.head_tried = 0
+        row = before
+    _set_aside_deadline(state)
+
+
+@subkernel
+def reject_late_aside(state):
+    """Give up those set aside whose deadline has passed."""
+    if state.engine.now_s < state.engine.aside_deadline_s:
+        return
+    row = state.ends[ASIDE, 0]
+    while row != NONE:
+        after = state.requests[row].next
+        if state.engine.now_s >= _deadline_s(state, row):
+            _leave_aside(state, row)
+            reject(state, row, DEADLINE, state.engine.now_s)
+        row = after
+    _set_aside_deadline(state)
+
+
+@subkernel
+def _leave_aside(state, row):
+    remove(state, ASIDE, row)
+    state.engine.aside -= 1
+
+
+@subkernel
+def _set_aside_deadline(state):
+    first_s = math.inf
+    row = state.ends[ASIDE, 0]
+    while row != NONE:
+        first_s = min(first_s, _deadline_s(state, row))
+        row = state.requests[row].next
+    state.engine.aside_deadline_s = first_s
+
+
+@subkernel
+def _deadline_s(state, row):
+    request = state.requests[row]
+    return request.waits_since_s + state.engine.deadline_slos * request.ttft_slo_s
+
+
+@subkernel
 def head_deadline_s(state):
     """When the queue's head gives up; the queue must not be empty."""
-    head = state.requests[state.ends[QUEUE, 0]]
-    return head.waits_since_s + state.engine.deadline_slos * head.ttft_slo_s
+    return _deadline_s(state, state.ends[QUEUE, 0])
 
 
 @subkernel

@@ -329,7 +329,8 @@ class Core:
         count = np.bincount(requests["status"], minlength=REJECTED + 1)
         arrived = len(requests) - count[0]
         assert engine.arrived == arrived == count[1:].sum(), "arrived != held + waiting + running + finished + rejected"
-        assert (engine.held, engine.waiting) == (count[HELD], count[WAITING]), "waiting requests are miscounted"
+        waiting = engine.waiting + engine.aside
+        assert (engine.held, waiting) == (count[HELD], count[WAITING]), "waiting requests are miscounted"
         released = (requests["status"] == FUTURE) & (requests["unmet"] == 0) & (self.episode.rows["needs"] > 0)
         expected = (0, released.sum()) if engine.closed else (engine.held, 0)
         assert (engine.held, self._state.heap_sizes[RELEASES]) == expected, "rows with needs are miscounted"

@@ -11,7 +11,6 @@ from hbmgym.envs.serving.state import (
     DOES_NOT_FIT,
     FINISHED,
     GROWTH,
-    HOLD,
     PREFILL,
     WORST_RATIO,
 )
@@ -196,7 +195,7 @@ def _make_room(state, needy):
     oldest, youngest = needy, NONE
     for where in range(PREFILL, len(state.ends)):
         row = state.ends[where, 0]
-        while row != NONE and where != HOLD:
+        while row != NONE:
             if is_older(state, row, oldest):
                 oldest = row
             may_go = state.requests[row].preemptions < state.engine.max_preemptions

@@ -5,7 +5,15 @@ with prefill, or as many decode iterations as pass before anything else can happ
 """
 
 from hbmgym.envs.serving.admission import try_admit_head
-from hbmgym.envs.serving.arrival import book_miss, head_deadline_s, pull_arrivals, reject_late_head
+from hbmgym.envs.serving.arrival import (
+    book_miss,
+    head_deadline_s,
+    pull_arrivals,
+    reject_late_aside,
+    reject_late_head,
+    set_large_head_aside,
+    take_back_those_aside,
+)
 from hbmgym.envs.serving.cost_model import decode_iterations_until, decode_span_s, iteration_s
 from hbmgym.envs.serving.decoding import finish, generated_by, grow_decoding, schedule_decode_event, start_decoding
 from hbmgym.envs.serving.order import leave_heap, next_event, remove
@@ -44,6 +52,7 @@ def run(table, until_s, log_margin):
             return REACHED
         engine.preempted_now = 0
         engine.migrated_now = 0
+        reject_late_aside(state)
         grow_decoding(state, engine.iterations, True)
         _plan_prefill(state)
         if engine.chunk_tokens > 0:
@@ -59,19 +68,26 @@ def ask_for_split(table, slots, ssm_chunks):
     """Ask for the split with `slots` slots on `ssm_chunks` chunks; replaces a request that is still under way."""
     state = state_at(table)
     request_split(state.memory, slots, ssm_chunks, state.engine.now_s, state.engine.worker_chunk_s)
-    state.engine.head_tried = 0  # a request that takes back a shrink raises a limit at once
+    _limits_may_have_grown(state)  # at once, where the request takes back a shrink
+
+
+@subkernel
+def _limits_may_have_grown(state):
+    state.engine.head_tried = 0
+    if state.engine.aside > 0:
+        take_back_those_aside(state)
 
 
 @subkernel
 def _let_chunks_arrive(state):
     engine = state.engine
     cost = state.cost
-    engine.head_tried = 0
     if engine.stall == 0:
         run_arrives(state.memory, engine.worker_chunk_s, cost.block_copy_s_per_byte)
     else:  # the run waits for nothing, but the next iteration waits for the run
         chunks, copied = run_arrives(state.memory, engine.worker_chunk_s, 0.0)
         engine.debt_s += chunks * cost.chunk_move_s + copied * cost.block_copy_s_per_byte
+    _limits_may_have_grown(state)
 
 
 @subkernel
@@ -95,7 +111,7 @@ def _plan_prefill(state):
     if engine.preempted_now != 0 and engine.decoding + engine.prefilling > 0:
         return
     while engine.waiting > 0 and engine.chunk_tokens < state.cost.prefill_budget:
-        if reject_late_head(state):
+        if reject_late_head(state) or set_large_head_aside(state):
             continue
         if engine.head_tried != 0 or not try_admit_head(state):
             # Where this edge has migrated already, the next one may do so for the head.
@@ -128,11 +144,10 @@ def _advance(state, seconds, busy):
     _set_time(state, engine.now_s + seconds)
     if busy:
         engine.busy_s += seconds
-    if engine.waiting > 0:
-        if engine.blocked_on == KV:
-            engine.blocked_kv_s += seconds
-        elif engine.blocked_on == SSM:
-            engine.blocked_ssm_s += seconds
+    if engine.aside > 0 or (engine.waiting > 0 and engine.blocked_on == KV):
+        engine.blocked_kv_s += seconds
+    if engine.waiting > 0 and engine.blocked_on == SSM:
+        engine.blocked_ssm_s += seconds
     # Before anything else happens at this edge, so that the order of the queue is that of stepping edge by edge.
     pull_arrivals(state)
 
@@ -215,7 +230,7 @@ def _handle_decode_events(state):
 def _next_change_s(state, until_s):
     """The next time at which something other than decoding happens."""
     engine = state.engine
-    change_s = min(until_s, state.memory.split.tick_s, engine.epoch_end_s)
+    change_s = min(until_s, state.memory.split.tick_s, engine.epoch_end_s, engine.aside_deadline_s)
     # A blocked head waits for memory; arrivals behind it change nothing before that.
     return min(change_s, head_deadline_s(state) if engine.waiting > 0 else engine.next_arrival_s)
 

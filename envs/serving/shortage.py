@@ -19,6 +19,12 @@ SHORTAGE_RULES = {"evict": EVICT, "migrate": MIGRATE, "float": FLOAT}
 
 
 @subkernel
+def split_is_given(state):
+    """Does no shortage change the split?"""
+    return state.engine.on_shortage == EVICT
+
+
+@subkernel
 def lacking_pool(state, slots, pages):
     """The pool that has no room for so many more live blocks, the slots' first; NONE when both have.
 

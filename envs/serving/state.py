@@ -61,7 +61,9 @@ ENGINE = np.dtype(
         ("decoding", "i8"),
         ("context_tokens", "i8"),  # of the decoding requests together
         ("prefilling", "i8"),
-        ("waiting", "i8"),
+        ("waiting", "i8"),  # in the queue
+        ("aside", "i8"),  # out of it until the KV pool grows
+        ("aside_deadline_s", "f8"),  # when the first of those gives up, inf: none
         ("held", "i8"),
         ("finished", "i8"),
         ("rejected", "i8"),
@@ -116,9 +118,9 @@ ENGINE = np.dtype(
     align=True,
 )
 
-# Lists of requests: the queue, the prefilling ones, those held for their needs, then one per residue of the
-# iteration count at which a decoding request needs its next page.
-QUEUE, PREFILL, HOLD, GROWTH = range(4)
+# Lists of requests: the queue, those set aside, those held for their needs, then the running ones: prefilling, and one
+# list per residue of the iteration count at which a decoding request needs its next page.
+QUEUE, ASIDE, HOLD, PREFILL, GROWTH = range(5)
 
 # Heaps of requests: decoding ones by the iteration after which something happens to them; in a closed loop rows that
 # have not arrived and whose needs have ended, by age.
@@ -161,6 +163,7 @@ def make_state(memory: Memory, episode: Episode, cost: np.record) -> State:
     engine.page_tokens = episode.page_tokens
     engine.closed = int(episode.loop == "closed")
     engine.next_arrival_s = episode.rows["arrival_s"][0] if len(episode.rows) else np.inf
+    engine.aside_deadline_s = np.inf
     engine.blocked_on = NONE
     ends = np.full((GROWTH + episode.page_tokens, 2), NONE, np.int32)
     heaps, heap_sizes = np.zeros((HEAPS, len(requests)), np.int32), np.zeros(HEAPS, np.int64)

@@ -7,7 +7,7 @@ import numpy as np
 
 from hbmgym.envs.serving.arrival import book_miss
 from hbmgym.envs.serving.shortage import slots_within_reach
-from hbmgym.envs.serving.state import HOLD, PREFILL, QUEUE, WORST_RATIO, state_at
+from hbmgym.envs.serving.state import ASIDE, HOLD, PREFILL, QUEUE, WORST_RATIO, state_at
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.pools import NONE, free_blocks
 
@@ -116,7 +116,7 @@ def _kv_demand(state, telemetry, rates):
 def _look_at_waiting(state, telemetry):
     """Ages of the requests without a first token; those past their SLO are misses from now on."""
     oldest, total, count = 0.0, 0.0, 0
-    for where in (QUEUE, HOLD, PREFILL):
+    for where in (QUEUE, ASIDE, HOLD, PREFILL):
         row = state.ends[where, 0]
         while row != NONE:
             request = state.requests[row]
@@ -126,7 +126,7 @@ def _look_at_waiting(state, telemetry):
                     book_miss(state, row)
                 total += min(age, WORST_RATIO)
                 count += 1
-                if where == QUEUE:
+                if where <= ASIDE:
                     oldest = max(oldest, age)
             row = request.next
     telemetry.oldest_wait_over_slo = oldest
@@ -192,7 +192,7 @@ def close_window(table, window, telemetry):
     window.start_s[0] = engine.now_s
     telemetry.time_s = engine.now_s
     telemetry.window_s = seconds
-    telemetry.waiting = engine.waiting + engine.held
+    telemetry.waiting = engine.waiting + engine.aside + engine.held
     telemetry.running = engine.decoding + engine.prefilling
     _look_at_waiting(state, telemetry)
     _count(state, window.seen, window.grown)

@@ -207,6 +207,7 @@ class NaiveEngine:
         self.closed = episode.loop == "closed"
         self.coming = [job for job in self.jobs if not (self.closed and job.needs)]
         self.queue: list[Job] = []
+        self.aside: list[Job] = []
         self.held: list[Job] = []
         self.prefilling: list[Job] = []
         self.decoding: list[Job] = []
@@ -231,13 +232,16 @@ class NaiveEngine:
             if self.now_s >= until_s:
                 break
             self.may_migrate = True
+            for job in [job for job in self.aside if self.now_s >= self.deadline_s(job)]:
+                self.aside.remove(job)
+                self.reject(job, "deadline", self.now_s)
             preempted = self.grow_decoding()
             chunks = self.plan(preempted)
             if chunks or self.decoding:
                 self.iterate(chunks)
             else:
                 self.idle(until_s)
-        for job in self.queue + self.held + self.prefilling:
+        for job in self.queue + self.aside + self.held + self.prefilling:
             if job.first_token_s is None and (self.now_s - job.arrival_s) / job.slo_s > 1.0:
                 self.miss(job)
 
@@ -247,6 +251,7 @@ class NaiveEngine:
             times.append(self.epoch_end_s)
         if self.queue:
             times.append(self.deadline_s(self.queue[0]))
+        times += [self.deadline_s(job) for job in self.aside]
         times += [job.arrival_s for job in self.coming]
         self.book_blocked(min(times) - self.now_s)
         self.debt_s = max(self.debt_s - (min(times) - self.now_s), 0.0)
@@ -277,8 +282,9 @@ class NaiveEngine:
             self.apply_chunk(job, chunk)
 
     def book_blocked(self, seconds: float) -> None:
-        if self.queue and self.blocked_on:
-            self.totals.blocked_s[self.blocked_on] += seconds
+        for pool in ("kv", "ssm"):
+            if (self.queue and self.blocked_on == pool) or (self.aside and pool == "kv"):
+                self.totals.blocked_s[pool] += seconds
 
     # --- arrival
 
@@ -286,13 +292,16 @@ class NaiveEngine:
         while self.coming and (job := min(self.coming, key=age)).arrival_s <= self.now_s:
             self.coming.remove(job)
             job.waits_since_s = job.arrival_s
-            if -(-(job.input + job.output - 1) // self.page) > self.max_pages:
+            if self.most_pages(job) > self.max_pages:
                 self.reject(job, "does_not_fit", job.arrival_s)
             elif job.needs:
                 job.status = "held"
                 self.held.append(job)
             else:
                 self.enqueue(job)
+
+    def most_pages(self, job: Job) -> int:
+        return -(-(job.input + job.output - 1) // self.page)
 
     def enqueue(self, job: Job) -> None:
         job.status = "waiting"
@@ -329,6 +338,8 @@ class NaiveEngine:
             if self.now_s >= self.deadline_s(job):
                 self.leave_queue()
                 self.reject(job, "deadline", self.now_s)
+            elif self.rule == "evict" and self.most_pages(job) > self.kv.limit:
+                self.aside.append(self.leave_queue())
             elif self.admit_head():
                 chunk = min(left, self.next_stop(job) - job.computed)
                 left -= chunk
@@ -690,10 +701,16 @@ class NaiveEngine:
         self.requested_slots = slots
         self.kv.target = self.layout.kv_chunks(slots)
         self.ssm.target = self.layout.chunks - self.kv.target
+        self.take_back_those_aside()
         donor = self.kv if self.kv.chunks > self.kv.target else self.ssm
         if donor.chunks == donor.target or donor is not self.under_way[0]:
             self.tick_s = NEVER
         self.go_on_shrinking()
+
+    def take_back_those_aside(self) -> None:
+        fit = [job for job in self.aside if self.most_pages(job) <= self.kv.limit]
+        self.aside = [job for job in self.aside if job not in fit]
+        self.queue = fit + self.queue
 
     def go_on_shrinking(self) -> None:
         while len(self.ssm.at) > self.ssm.limit and self.ssm.cached:
@@ -724,6 +741,7 @@ class NaiveEngine:
         copied = donor.clear_from(donor.holds(donor.chunks - count)) * donor.block_bytes
         donor.chunks -= count
         (self.ssm if donor is self.kv else self.kv).chunks += count
+        self.take_back_those_aside()
         self.totals.moved_chunks += count
         self.totals.relocated_bytes += copied
         copy_s = copied * self.cost.block_copy_s_per_byte

@@ -188,6 +188,7 @@ def test_two_prompts_at_once_share_the_pages_that_the_first_publishes():
 
 
 TIGHT = changed(prefill_budget=256, ttft_slo_floor_s=10.0)
+TIGHT_STEPS = dataclasses.replace(TIGHT, window_s=0.05)
 TIGHT_SHARE = 0.0  # 20 slots and 20 pages
 
 
@@ -246,13 +247,48 @@ def test_a_static_split_rejects_what_it_cannot_hold():
     assert core.requests["status"].tolist() == [REJECTED, FINISHED]
 
 
-def test_the_oldest_that_cannot_grow_is_rejected_instead_of_looping():
-    core = play([Ask(0.0, 16 * PAGE, 600)], TIGHT, TIGHT_SHARE)
+def test_the_oldest_that_can_no_longer_grow_is_rejected_instead_of_looping():
+    core = start([Ask(0.0, 16 * PAGE, 600)], TIGHT_STEPS, slots_share(CONFIG, 10))
+    core.run_window()
+    assert core.counters.decoding == 1
+    core.request_split(TIGHT_SHARE)
+    finish(core)
     request = core.requests[0]
     assert (request.status, request.reject_reason) == (REJECTED, DOES_NOT_FIT)
     # It has 20 pages and would need another for the token after 20 x 64.
     assert core.counters.iterations == 4 + 4 * PAGE
     assert core.memory.kv.meta.live == core.memory.ssm.meta.live == 0
+
+
+LARGE = Ask(0.0, 20 * PAGE, 2)  # one page more than the tight split holds
+
+
+def test_who_outgrows_the_pool_lets_those_behind_pass_and_gives_up_at_the_deadline():
+    core = play([LARGE, Ask(0.1, 64, 40), Ask(0.2, 64, 1)], TIGHT, TIGHT_SHARE)
+    alone = play([Ask(0.1, 64, 40), Ask(0.2, 64, 1)], TIGHT, TIGHT_SHARE)
+    large = core.requests[0]
+    assert (large.status, large.reject_reason) == (REJECTED, DEADLINE)
+    assert large.ended_s == pytest.approx(TIGHT.deadline_slos * large.ttft_slo_s, **EXACT)
+    assert core.requests["ended_s"][1:].tolist() == alone.requests["ended_s"].tolist()
+
+
+def test_who_is_set_aside_waits_for_pages_in_telemetry():
+    core = start([LARGE], TIGHT, TIGHT_SHARE)
+    telemetry = core.run_window()
+    assert (telemetry.waiting, telemetry.running) == (1, 0)
+    assert telemetry.oldest_wait_over_slo == pytest.approx(core.now_s / core.requests[0].ttft_slo_s, **EXACT)
+    assert (telemetry.blocked_kv_fraction, telemetry.blocked_ssm_fraction) == (1.0, 0.0)
+
+
+def test_those_set_aside_go_to_the_head_in_their_old_order_once_the_pool_has_grown():
+    behind = [Ask(0.02, 17 * PAGE, 60), Ask(0.03, 5 * PAGE, 1), Ask(0.04, 5 * PAGE, 1)]
+    core = start([LARGE, dataclasses.replace(LARGE, arrival_s=0.01), *behind], TIGHT_STEPS, TIGHT_SHARE)
+    core.run_window()
+    assert core.telemetry.waiting == 4
+    core.request_split(slots_share(CONFIG, 2))
+    finish(core)
+    assert set(core.requests["status"]) == {FINISHED}
+    assert np.argsort(core.requests["admitted_s"], kind="stable").tolist() == [2, 0, 1, 3, 4]
 
 
 def test_a_request_is_given_up_at_the_first_edge_after_its_deadline():
