@@ -23,6 +23,7 @@ from hbmgym.controllers.helm.ppo import PpoController
 from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
+from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.workload import open_workloads
 from hbmgym.eval.bench_engine import (
     measure_engine,
@@ -177,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"part {', '.join(sorted(unknown))} is unknown, expected one of: {', '.join(PARTS)}")
         if options.repeats < 1:
             raise ValueError(f"--repeats is {options.repeats}, expected an integer >= 1")
+        if options.trace:
+            load_trace(Path(options.trace))
     figures: Figures = {}
     for name in options.parts or PARTS:
         runs = [_measure(name, options.trace) for _ in range(options.repeats)]

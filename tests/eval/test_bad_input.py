@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hbmgym.eval import compare
+from hbmgym.eval import bench, compare
 from hbmgym.train import ppo
 
 from .traffic import write_trace
 
-MAINS = {"compare": compare.main, "ppo": ppo.main}
+MAINS = {"compare": compare.main, "ppo": ppo.main, "bench": bench.main}
 TRAIN_TRACE = Path(__file__).resolve().parents[3] / "shared" / "traces" / "train" / "mooncake_synthetic.train.npz"
 
 
@@ -47,7 +47,7 @@ def refusal(workplace, capsys) -> Callable[..., str]:
     return run
 
 
-both = pytest.mark.parametrize("script", list(MAINS))
+both = pytest.mark.parametrize("script", ["compare", "ppo"])
 
 
 @both
@@ -334,3 +334,8 @@ def test_only_a_run_can_be_resumed(content, workplace, refusal):
 
 def test_a_run_that_does_not_exist_cannot_be_resumed(refusal):
     assert "--resume nowhere" in refusal("ppo", "--resume", "nowhere")
+
+
+def test_the_bench_reads_its_trace_before_it_measures(refusal, workplace):
+    assert "missing.npz: cannot be read" in refusal("bench", "engine", "--trace", workplace / "missing.npz")
+    assert "part speed is unknown" in refusal("bench", "engine", "speed")
