@@ -152,7 +152,7 @@ def _kept(file: Path) -> dict[str, Any] | None:
 
 
 def _print_map(results: Sequence[CaseResult]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else UNBOUNDED_WIDTH + 40, soft_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else 2 * UNBOUNDED_WIDTH, soft_wrap=True)
     table = Table(title=f"{len(results[0].episodes) if results else 0} validation episodes per case", pad_edge=False)
     table.add_column("case", no_wrap=True)
     table.add_column("platform", no_wrap=True)
@@ -167,7 +167,8 @@ def _print_map(results: Sequence[CaseResult]) -> None:
     print(
         "+-.1, +-.2: cost at so much from the best share / its cost. sglang-0.9 p99: its p99 TTFT / that of the best "
         "share. room: 1 - replayed dynamic oracle / best share; each episode has a path of its own, so compare it with "
-        "the cost of the best share chosen per seed. both full: cost if both pools had all bytes. Seeds of a recorded "
+        "the cost of the best share chosen per seed. both full: cost if both pools had all bytes. turns "
+        "away: the best share rejects more than 1 % of the requests. Seeds of a recorded "
         "trace share most of their rows: their intervals say little."
     )
 

@@ -17,6 +17,7 @@ from hbmgym.eval.rollout import Rollout, run_episode
 
 DEFAULT = "sglang-0.9"
 FIGURES = ("cost", "ttft_mean_s", "ttft_p99_s", "slo_violation_rate", "hit_rate", "bytes_migrated", "kv_share_mean")
+"""Of the cell; and `rejected_share`, rejected requests over all."""
 Figures = dict[str, float]
 
 
@@ -54,4 +55,5 @@ def _run(controller: Controller, core: Core, episode: Episode) -> Figures:
 
 
 def _figures(rollout: Rollout) -> Figures:
-    return {name: float(rollout.cell[name]) for name in FIGURES}
+    figures = {name: float(rollout.cell[name]) for name in FIGURES}
+    return {**figures, "rejected_share": rollout.cell["rejected"] / rollout.cell["requests"]}

@@ -13,6 +13,9 @@ ROOM = 0.15
 """Room worth having: so much of p99 TTFT or violations."""
 CLIFF = 2.0
 """A cliff: the default's p99 TTFT over the best static's."""
+TURNED_AWAY = 0.01
+"""A best static that rejects more than this share of the requests is no split to be compared with: it is best because
+it does not serve those that it would have to wait for."""
 OFFSETS = (-0.2, -0.1, 0.1, 0.2)
 ROOM_FIGURES = ("cost", "ttft_mean_s", "ttft_p99_s", "slo_violation_rate")
 Interval = tuple[float, float, float]
@@ -76,21 +79,28 @@ class CaseResult:
 
     @property
     def has_cliff(self) -> bool:
-        """At rho < 1, the default is off by CLIFF in p99 TTFT, and its interval excludes equality."""
+        """The default is off by CLIFF in p99 TTFT, and its interval excludes equality."""
         ratio, low, _ = self.default_over_best("ttft_p99_s")
-        return self.rho < 1.0 and ratio >= CLIFF and low > 1.0
+        return ratio >= CLIFF and low > 1.0
 
     @property
     def has_room(self) -> bool:
-        """At rho < 1, ROOM in p99 TTFT or violations, with an interval above 0."""
+        """ROOM in p99 TTFT or violations, with an interval above 0."""
         rooms = [self.room(figure) for figure in ("ttft_p99_s", "slo_violation_rate")]
-        return self.rho < 1.0 and any(value >= ROOM and low > 0.0 for value, low, _ in rooms)
+        return any(value >= ROOM and low > 0.0 for value, low, _ in rooms)
+
+    @property
+    def turned_away(self) -> float:
+        """Share of the requests that the best static rejects."""
+        return float(np.mean(self.of_static(self.best, "rejected_share")))
 
     @property
     def verdict(self) -> str:
-        """cliff, room, cliff and room, none, or overloaded."""
+        """overloaded, turns away, cliff, room, cliff and room, or none."""
         if self.rho >= 1.0:
             return "overloaded"
+        if self.turned_away > TURNED_AWAY:
+            return "turns away"
         found = [word for word, holds in (("cliff", self.has_cliff), ("room", self.has_room)) if holds]
         return " and ".join(found) or "none"
 
@@ -109,6 +119,7 @@ class CaseResult:
             "room": {figure: _known(self.room(figure)) for figure in ROOM_FIGURES},
             "best_static_cost_chosen_per_episode": self.chosen_per_episode,
             "both_full_cost": float(np.mean(self.of("both_full", "cost"))),
+            "best_static_rejected_share": self.turned_away,
             "verdict": self.verdict,
         }
 

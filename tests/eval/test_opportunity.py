@@ -18,7 +18,7 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def figures(value):
-    return dict.fromkeys(FIGURES, value)
+    return {**dict.fromkeys(FIGURES, value), "rejected_share": 0.0}
 
 
 def episode(costs, default, dynamic):
@@ -73,6 +73,12 @@ def test_room_is_what_the_dynamic_oracle_saves_of_the_best_static():
 
 def test_nothing_is_concluded_of_an_overloaded_case():
     assert result(episode((9, 9, 1, 9, 9), 9, 0.1), rho=1.2).verdict == "overloaded"
+
+
+def test_nothing_is_concluded_where_the_best_split_serves_not_all():
+    away = episode((9, 9, 1, 9, 9), 9, 0.1)
+    away["statics"][2]["rejected_share"] = 0.02
+    assert result(away).verdict == "turns away"
 
 
 def test_what_is_kept_is_json_even_where_there_is_nothing_to_compare_with():
