@@ -12,9 +12,11 @@ from hbmgym.envs.traces.distributions import (
     OneTurn,
     Quantiles,
     SingleOrMoreTurns,
+    TabledTurns,
 )
 from hbmgym.envs.traces.document_class import DocumentClass
 from hbmgym.envs.traces.session_class import Compaction, SessionClass
+from hbmgym.envs.traces.swarm_class import SubAgent, SwarmClass
 
 # Designed, not fitted. Chat wants slots: many sessions with little text, whose next turn comes soon. Documents want KV:
 # few sessions, each as long as a small book. Sessions are short against a phase, so that a phase's demand is its own.
@@ -96,4 +98,27 @@ AGENT = SessionClass(  # Claude Code sessions; 43 % resume an earlier one; 15 % 
     system_tokens=14_080,
     compaction=Compaction(per_turn=0.005, kept=LogNormal(-1.31, 0.5), most_tokens=200_000),
     lead_s=57_600.0,
+)
+# Claude Code's sub-agents: 28 forks of 11 sessions, 46 sub-agents, 488 of their turns. The steps that a root takes
+# between forks are left out: they are class agent. In the recordings sub-agents share 8.7k to 10k tokens with each
+# other and, as far as ids tell, none with their root; here the root has them too.
+SWARM = SwarmClass(
+    name="swarm",
+    system_tokens=8192,
+    task=LogNormal(6.23, 0.80, 8192),
+    context=LogNormal(10.45, 0.90, 131_072),  # prompts of first forks: p50 51k, p90 109k
+    output=LogNormal(6.35, 0.52, 4096),
+    forks=GeometricTurns(2.65, 8),  # mean 2.5, most 8
+    forked=TabledTurns((0.54, 0.28, 0.18)),
+    offset_s=LogNormal(1.27, 0.50, 60),
+    agent=SubAgent(
+        brief=LogNormal(7.30, 0.70, 8192),  # first prompts: p50 10.2k, p95 13.4k
+        later_text=LogNormal(7.55, 1.55, 24_576),
+        output=LogNormal(5.35, 0.39, 2048),
+        answer=LogNormal(7.92, 0.50, 10_240),
+        gap_s=Mixture(((0.75, LogNormal(1.22, 0.45)), (0.25, LogNormal(3.09, 0.80, 600)))),
+        turns=LogNormalTurns(LogNormal(2.24, 0.51, 24)),
+    ),
+    gap_s=LogNormal(3.01, 0.88, 600),
+    lead_s=3600.0,
 )

@@ -158,6 +158,23 @@ class LogNormalTurns:
 
 
 @dataclass(frozen=True)
+class TabledTurns:
+    """n turns with probability `probabilities[n - 1]`; they sum to 1."""
+
+    probabilities: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Of the table."""
+        return sum(turns * probability for turns, probability in enumerate(self.probabilities, 1))
+
+    def draw(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """int64, shape (size,)."""
+        edges = np.cumsum(self.probabilities[:-1])
+        return np.asarray(1 + np.searchsorted(edges, rng.random(size), side="right"), np.int64)
+
+
+@dataclass(frozen=True)
 class OneTurn:
     """A session is one request."""
 

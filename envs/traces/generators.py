@@ -30,6 +30,8 @@ class Rows:
     """An earlier row whose leading blocks it repeats, NO_ROW: those that all sessions of the class share."""
     repeated: np.ndarray
     """So many blocks; all that follow are new."""
+    starter: np.ndarray | None = None
+    """The session that started the row's session, a sub-agent's; NO_ROW for others. None: there are no sub-agents."""
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -98,6 +100,7 @@ def _trace(drawn: list[Rows], name: str, span_s: float, block_size: int) -> Trac
     counts, r_start, r_len = _runs(drawn, block_size)
     run_order, r_off = _reorder(counts, order)
     source = renumbered("source")
+    starter = _starters(drawn, session_base.tolist())
     return Trace(
         name=name,
         trace_kind="generated",
@@ -116,8 +119,19 @@ def _trace(drawn: list[Rows], name: str, span_s: float, block_size: int) -> Trac
         r_off=r_off,
         r_start=r_start[run_order],
         r_len=r_len[run_order].astype(np.int32),
+        s_parent_session=starter if (starter >= 0).any() else None,
         span_s=span_s,
     )
+
+
+def _starters(drawn: list[Rows], session_base: list[int]) -> np.ndarray:
+    """int32 (sessions,): Trace.s_parent_session, -1 where no session started another."""
+    found = np.full(session_base[-1], NO_ROW, np.int32)
+    for rows, base in zip(drawn, session_base[:-1], strict=True):
+        if rows.starter is not None:
+            agents = rows.starter >= 0
+            found[rows.session[agents] + base] = rows.starter[agents] + base
+    return found
 
 
 def _runs(drawn: list[Rows], block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

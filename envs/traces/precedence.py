@@ -19,7 +19,7 @@ Needs = tuple[np.ndarray, np.ndarray]
 
 def needs(trace: Trace) -> Needs:
     """Of all rows of a trace."""
-    if trace.s_parent_session is None or trace.trace_kind != "session-library":
+    if trace.s_parent_session is None:
         return _turns(trace)
     return _turns_and_sub_agents(trace)
 
@@ -51,20 +51,23 @@ def _turns(trace: Trace) -> Needs:
 @lru_cache(maxsize=8)
 def _turns_and_sub_agents(trace: Trace) -> Needs:
     assert trace.s_parent_session is not None
-    starter, ended_s = trace.s_parent_session[trace.session_id], recorded_ends_s(trace)
+    session, ended_s = trace.session_id, recorded_ends_s(trace)
+    starter = np.where(session >= 0, trace.s_parent_session[session], -1)
+    # Rows of a session are in order of arrival, whether or not those of others lie between them.
+    by_session = np.argsort(session, kind="stable")
+    begins = np.searchsorted(session[by_session], np.arange(len(trace.s_parent_session) + 1))
     starts, goes_on = trace.parent < 0, np.isin(np.arange(len(trace)), trace.parent)
     before, after = [], []
     for row in np.flatnonzero((starter >= 0) & (starts | ~goes_on)).tolist():
-        # Rows of a library are sorted by session, then by arrival.
-        begin, end = np.searchsorted(trace.session_id, (starter[row], starter[row] + 1)).tolist()
-        sent_s = trace.arrival_s[begin:end]
-        released_by = begin + int(np.searchsorted(sent_s, trace.arrival_s[row], side="right")) - 1
-        if starts[row] and released_by >= begin:
-            before.append(released_by)
+        sent = by_session[begins[starter[row]] : begins[starter[row] + 1]]
+        sent_s = trace.arrival_s[sent]
+        last_sent = int(np.searchsorted(sent_s, trace.arrival_s[row], side="right")) - 1
+        if starts[row] and last_sent >= 0:
+            before.append(sent[last_sent])
             after.append(row)
-        joins = begin + int(np.searchsorted(sent_s, ended_s[row]))
-        if not goes_on[row] and joins < end:
+        joins = int(np.searchsorted(sent_s, ended_s[row]))
+        if not goes_on[row] and joins < len(sent):
             before.append(row)
-            after.append(joins)
+            after.append(sent[joins])
     turns_before, turns_after = _turns(trace)
     return np.append(turns_before, before).astype(np.int64), np.append(turns_after, after).astype(np.int64)

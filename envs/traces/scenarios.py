@@ -42,12 +42,15 @@ SCENARIOS: Mapping[str, Scenario] = {
     "mix-burst": Scenario((classes.BOOK, classes.CHAT), MixBursts(30.0, 120.0, 180.0)),
     "adversarial": Scenario(_SHIFT, Phases(10.0, 10.0)),  # two windows of 5 s: over when a controller has answered
     "shift-documents": Scenario((classes.SHORT_CHAT, classes.DOCUMENTS), Phases(240.0, 360.0)),
+    # A sequence of a swarm holds some 30 times the tokens of a chat's; a swarm lasts 12 minutes (p50).
+    "shift-swarm": Scenario((classes.CHAT, classes.SWARM), Phases(720.0, 1080.0)),
     "steady-chat": Scenario((classes.CHAT,)),
     "steady-conversation": Scenario((classes.CONVERSATION,)),
     "steady-assistant": Scenario((classes.ASSISTANT,)),
     "steady-short-chat": Scenario((classes.SHORT_CHAT,)),
     "steady-documents": Scenario((classes.DOCUMENTS,)),
     "steady-agent": Scenario((classes.AGENT,)),
+    "swarm": Scenario((classes.SWARM,)),
     "steady-code": Scenario((classes.CODE,)),
     "trend": Scenario((classes.ASSISTANT, classes.DOCUMENTS), Trend()),
     "burst": Scenario((classes.CODE,), _AZURE_BURSTS),

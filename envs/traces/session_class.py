@@ -54,21 +54,21 @@ class SessionClass:
         text = whole(self.later_text.draw(rng, len(session)))
         text[first] = whole(self.first_prompt.draw(rng, len(starts_s))) + self.system_tokens
         gap_s = self.gap_s.draw(rng, len(session))
-        added = text + np.where(turn > 0, _previous(output), 0)
-        wait_s = np.where(turn > 0, _previous(unloaded_service_s(output)) + gap_s, starts_s[session])
-        arrival_s = _running_sum(wait_s, first, session)
+        added = text + np.where(turn > 0, previous(output), 0)
+        wait_s = np.where(turn > 0, previous(unloaded_service_s(output)) + gap_s, starts_s[session])
+        arrival_s = running_sum(wait_s, first, session)
         if self.compaction is None:
-            input_tokens = _running_sum(added, first, session)
+            input_tokens = running_sum(added, first, session)
             compacted = np.zeros(len(session), bool)
         else:
             input_tokens, compacted = _compact(self.compaction, added, text, turn, self.system_tokens, rng)
         # Prompts before time 0 are not seen; what is repeated of them is new to the trace.
         seen = (arrival_s >= 0.0) & (arrival_s < span_s)
-        continues = (turn > 0) & _previous(seen) & ~compacted
-        follows = (turn > 0) & _previous(seen)
+        continues = (turn > 0) & previous(seen) & ~compacted
+        follows = (turn > 0) & previous(seen)
         rows = np.cumsum(seen) - 1
         shared = np.minimum(self.system_tokens, input_tokens) // block_size
-        repeated = np.where(continues, _previous(input_tokens) // block_size, shared)
+        repeated = np.where(continues, previous(input_tokens) // block_size, shared)
         return Rows(
             arrival_s=arrival_s[seen],
             input_tokens=input_tokens[seen],
@@ -109,12 +109,12 @@ def _compact(
     return lengths, compacted
 
 
-def _previous(values: np.ndarray) -> np.ndarray:
+def previous(values: np.ndarray) -> np.ndarray:
     """The value of the row before; row 0 gets a value that nobody uses."""
     return np.roll(values, 1)
 
 
-def _running_sum(values: np.ndarray, first: np.ndarray, session: np.ndarray) -> np.ndarray:
+def running_sum(values: np.ndarray, first: np.ndarray, session: np.ndarray) -> np.ndarray:
     """Cumulative sum that starts anew at each session's first row."""
     total = np.cumsum(values)
     return np.asarray(total - (total[first] - values[first])[session])

@@ -115,14 +115,15 @@ def _check_relations(columns: Columns, kind: Kind, where: Where) -> None:
         _first_bad(columns[name] < rows, name, columns[name], "-1 or an earlier row", "order the rows", where)
     causal = (parent < 0) | (arrival_s[parent] <= arrival_s) if len(rows) else rows == rows
     _first_bad(causal, "arrival_s", arrival_s, "a time not before its parent's arrival", "correct arrival_s", where)
+    session = columns["session_id"]
+    sessions = min((len(columns[name]) for name in SESSION_COLUMNS if name in columns), default=2**31)
     if kind == "session-library":
-        session = columns["session_id"]
-        sessions = min((len(columns[name]) for name in SESSION_COLUMNS if name in columns), default=2**31)
         known = (session >= 0) & (session < sessions)
         _first_bad(known, "session_id", session, "a session of the library", "give every row its session", where)
         own = (parent < 0) | (session[parent] == session)
         _first_bad(own, "parent", parent, "a row of the same session", "a sub-agent's first row has none", where)
-        _check_sub_agents(columns, where)
+    _first_bad(session < sessions, "session_id", session, f"below {sessions}", "describe every session", where)
+    _check_sub_agents(columns, where)
 
 
 def _check_sub_agents(columns: Columns, where: Where) -> None:

@@ -1,5 +1,6 @@
 """Classes of traffic against the fits that they state, and patterns of arrival."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -16,12 +17,14 @@ from hbmgym.envs.traces.distributions import (
     OneTurn,
     Quantiles,
     SingleOrMoreTurns,
+    TabledTurns,
     kolmogorov_smirnov,
 )
 from hbmgym.envs.traces.document_class import DocumentClass
 from hbmgym.envs.traces.generators import NO_ROW
 from hbmgym.envs.traces.scenarios import SCENARIOS, generate, phase_schedule
 from hbmgym.envs.traces.session_class import Compaction, SessionClass
+from hbmgym.envs.traces.swarm_class import SubAgent, SwarmClass
 from hbmgym.envs.traces.validate import build_trace
 
 CLASSES = {group.name: group for scenario in SCENARIOS.values() for group in scenario.classes}
@@ -36,8 +39,15 @@ def by_name(group):
 
 
 def distributions_of(group):
-    fields = ("first_prompt", "later_text", "output", "gap_s", "document", "question", "between_s")
-    return {field: getattr(group, field) for field in fields if hasattr(group, field)}
+    """Of a class and of the sub-agents in it."""
+    found = {}
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        if isinstance(value, SubAgent):
+            found |= distributions_of(value)
+        elif hasattr(value, "cdf"):
+            found[f"{type(group).__name__}.{field.name}"] = value
+    return found
 
 
 @pytest.mark.parametrize("group", CLASSES.values(), ids=by_name)
@@ -79,7 +89,13 @@ def test_the_fits_lie_within_40_percent_of_the_quantiles_of_the_traces_they_name
 
 @pytest.mark.parametrize(
     "turns",
-    [GeometricTurns(4.0, 6), SingleOrMoreTurns(0.7, 3.0, 9), LogNormalTurns(LogNormal(2.0, 1.0, 40)), OneTurn()],
+    [
+        GeometricTurns(4.0, 6),
+        SingleOrMoreTurns(0.7, 3.0, 9),
+        LogNormalTurns(LogNormal(2.0, 1.0, 40)),
+        OneTurn(),
+        TabledTurns((0.5, 0.2, 0.3)),
+    ],
     ids=lambda turns: type(turns).__name__,
 )
 def test_the_stated_mean_of_turns_is_that_of_the_draws(turns):
@@ -220,6 +236,6 @@ def test_the_schedule_of_phases_is_that_of_the_traffic():
     assert inside < 0.25 * len(begun)
 
 
-def test_documents_are_a_class_of_their_own():
-    assert isinstance(CLASSES["documents"], DocumentClass)
-    assert len(SESSIONS) == len(CLASSES) - 1
+def test_documents_and_swarms_are_classes_of_their_own():
+    assert isinstance(CLASSES["documents"], DocumentClass) and isinstance(CLASSES["swarm"], SwarmClass)
+    assert len(SESSIONS) == len(CLASSES) - 2
