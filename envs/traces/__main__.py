@@ -1,15 +1,21 @@
-"""Look at a trace, or write it in the compact format.
+"""Look at a trace, write it in the compact format, or make one of others.
 
 python -m hbmgym.envs.traces inspect PATH [--out PICTURE.png]
 python -m hbmgym.envs.traces convert PATH OUT.npz
+python -m hbmgym.envs.traces merge PATH PATH ... --out OUT.npz
+python -m hbmgym.envs.traces concatenate PATH PATH ... --out OUT.npz
+python -m hbmgym.envs.traces scale PATH --load LOAD --out OUT.npz
+python -m hbmgym.envs.traces thin PATH --keep SHARE [--seed SEED] --out OUT.npz
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from hbmgym.cli import fail, option, parse_options, user_errors, words
+from hbmgym.envs.traces.combine import concatenate, merge, scale, thin
 from hbmgym.envs.traces.formats.compact import compact_bytes
 from hbmgym.envs.traces.formats.generic_csv import KEYS, parse_columns
 from hbmgym.envs.traces.load import recognise
@@ -17,6 +23,7 @@ from hbmgym.envs.traces.summary import describe
 from hbmgym.envs.traces.trace import Trace
 from hbmgym.files import write_atomically
 
+_OUT = "the new file, in the compact format"
 _COLUMNS = f"which columns of a csv are which: key=column,... with keys of {', '.join(KEYS)}"
 
 
@@ -29,8 +36,7 @@ class InspectOptions:
     out: str = option("", "also draw it, to this PNG file", metavar="FILE")
 
     def __post_init__(self) -> None:
-        if len(self.path) != 1:
-            raise ValueError(f"inspect takes one PATH, not {len(self.path)}")
+        _check_one("inspect", self.path)
         if self.out and not self.out.endswith(".png"):
             raise ValueError(f"--out is {self.out}, expected the name of a .png file")
         _check_folder(self.out)
@@ -46,9 +52,45 @@ class ConvertOptions:
     def __post_init__(self) -> None:
         if len(self.paths) != 2:
             raise ValueError(f"convert takes PATH and OUT.npz, not {len(self.paths)} names")
-        if Path(self.paths[1]).exists():
-            raise ValueError(f"{self.paths[1]} exists, expected the name of a new file (choose another, or remove it)")
-        _check_folder(self.paths[1])
+        _check_new(self.paths[1])
+
+
+@dataclass(frozen=True)
+class CombineOptions:
+    """What becomes one trace."""
+
+    paths: tuple[str, ...] = words("trace files, or folders of session files", metavar="PATH")
+    out: str = option("", _OUT, metavar="OUT.npz")
+
+    def __post_init__(self) -> None:
+        _check_new(self.out)
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """Which trace, and how fast."""
+
+    path: tuple[str, ...] = words("trace file", metavar="PATH")
+    load: float = option(1.0, "multiplies the rate at which requests arrive")
+    out: str = option("", _OUT, metavar="OUT.npz")
+
+    def __post_init__(self) -> None:
+        _check_one("scale", self.path)
+        _check_new(self.out)
+
+
+@dataclass(frozen=True)
+class ThinOptions:
+    """Which trace, and how much of it."""
+
+    path: tuple[str, ...] = words("trace file, or a folder of session files", metavar="PATH")
+    keep: float = option(1.0, "probability with which a session stays")
+    seed: int = option(0, "of the draw")
+    out: str = option("", _OUT, metavar="OUT.npz")
+
+    def __post_init__(self) -> None:
+        _check_one("thin", self.path)
+        _check_new(self.out)
 
 
 def inspect(arguments: Sequence[str]) -> None:
@@ -70,10 +112,37 @@ def convert(arguments: Sequence[str]) -> None:
     options = parse_options(ConvertOptions, "Write a trace in the compact format.", arguments)
     with user_errors(OSError):
         name, trace = _load(options.paths[0], options.columns)
-        write_atomically(Path(options.paths[1]), compact_bytes(trace))
-    for notice in trace.notices:
-        print(notice, file=sys.stderr)
+        _write(trace, options.paths[1])
     print(f"{options.paths[1]}: {len(trace):,} rows of {name}")
+
+
+def combine(verb: str, arguments: Sequence[str]) -> None:
+    """Write the trace that several make together."""
+    make = {"merge": merge, "concatenate": concatenate}[verb]
+    options = parse_options(CombineOptions, _summary(make), arguments)
+    _make(options.out, lambda: make([_load(path, "")[1] for path in options.paths]))
+
+
+def rescale(arguments: Sequence[str]) -> None:
+    """Write a trace at another rate."""
+    options = parse_options(ScaleOptions, _summary(scale), arguments)
+    _make(options.out, lambda: scale(_load(options.path[0], "")[1], options.load))
+
+
+def thin_out(arguments: Sequence[str]) -> None:
+    """Write a part of a trace's sessions."""
+    options = parse_options(ThinOptions, _summary(thin), arguments)
+    _make(options.out, lambda: thin(_load(options.path[0], "")[1], options.keep, options.seed))
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "inspect": inspect,
+    "convert": convert,
+    "merge": partial(combine, "merge"),
+    "concatenate": partial(combine, "concatenate"),
+    "scale": rescale,
+    "thin": thin_out,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,17 +150,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in (["-h"], ["--help"]):
         print(__doc__)
-    elif given[:1] == ["inspect"]:
-        inspect(given[1:])
-    elif given[:1] == ["convert"]:
-        convert(given[1:])
+    elif given and given[0] in COMMANDS:
+        COMMANDS[given[0]](given[1:])
     else:
-        fail(f"the command is {' '.join(given[:1]) or 'missing'}, expected inspect or convert (see --help)")
+        expected = ", ".join(COMMANDS)
+        fail(f"the command is {' '.join(given[:1]) or 'missing'}, expected one of {expected} (see --help)")
 
 
 def _load(path: str, columns: str) -> tuple[str, Trace]:
     found = recognise(Path(path), parse_columns(columns) if columns else None)
     return found.name, found.load(Path(path))
+
+
+def _make(out: str, make: Callable[[], Trace]) -> None:
+    """The new trace goes by the name of its file."""
+    with user_errors(OSError):
+        trace = replace(make(), name=Path(out).stem)
+        _write(trace, out)
+    print(f"{out}: {len(trace):,} rows")
+
+
+def _write(trace: Trace, out: str) -> None:
+    write_atomically(Path(out), compact_bytes(trace))
+    for notice in trace.notices:
+        print(notice, file=sys.stderr)
+
+
+def _summary(make: Callable[..., Trace]) -> str:
+    return (make.__doc__ or "").partition("\n")[0]
+
+
+def _check_one(command: str, path: Sequence[str]) -> None:
+    if len(path) != 1:
+        raise ValueError(f"{command} takes one PATH, not {len(path)}")
+
+
+def _check_new(out: str) -> None:
+    if not out:
+        raise ValueError("--out is missing, expected the name of a new file")
+    if Path(out).exists():
+        raise ValueError(f"{out} exists, expected the name of a new file (choose another, or remove it)")
+    _check_folder(out)
 
 
 def _check_folder(out: str) -> None:

@@ -145,11 +145,15 @@ def _chain_rows(ids, row_end, slot_before, slot_id, chained):
             before = slot + 1
 
 
-def join(parts: Sequence[IdColumns]) -> IdColumns:
-    """Id columns of one part's rows after another's; no two parts share an id."""
+def join(parts: Sequence[IdColumns], files: Sequence[str] | None = None) -> IdColumns:
+    """Id columns of one part's rows after another's; parts share their ids only where they have the same of `files`."""
+    names = list(map(str, range(len(parts)))) if files is None else files
     rows = np.cumsum([0, *(len(part["h_ref"]) for part in parts)])
     runs = np.cumsum([0, *(len(part["r_start"]) for part in parts)])
-    spans = np.cumsum([0, *(int((part["r_start"] + part["r_len"]).max(initial=0)) for part in parts)])
+    spans = dict.fromkeys(names, 0)
+    for name, part in zip(names, parts, strict=True):
+        spans[name] = max(spans[name], int((part["r_start"] + part["r_len"]).max(initial=0)))
+    base = dict(zip(spans, np.cumsum([0, *spans.values()]).tolist(), strict=False))
     refs = [np.where(part["h_ref"] >= 0, part["h_ref"] + row, -1) for part, row in zip(parts, rows, strict=False)]
     return {
         "h_ref": np.concatenate([no_ids(0)["h_ref"], *refs]),
@@ -158,7 +162,7 @@ def join(parts: Sequence[IdColumns]) -> IdColumns:
             [no_ids(0)["r_off"], *(part["r_off"][1:] + run for part, run in zip(parts, runs, strict=False))]
         ),
         "r_start": np.concatenate(
-            [no_ids(0)["r_start"], *(part["r_start"] + span for part, span in zip(parts, spans, strict=False))]
+            [no_ids(0)["r_start"], *(part["r_start"] + base[name] for part, name in zip(parts, names, strict=True))]
         ),
         "r_len": np.concatenate([no_ids(0)["r_len"], *(part["r_len"] for part in parts)]),
     }

@@ -3,7 +3,7 @@ that are stamped with the time of their end."""
 
 import numpy as np
 
-from hbmgym.envs.traces.coding import close_id_gaps, recode
+from hbmgym.envs.traces.coding import recode
 from hbmgym.envs.traces.service import ends_s
 from hbmgym.envs.traces.trace import ID_COLUMNS, ROW_COLUMNS, Kind
 
@@ -22,12 +22,12 @@ def raise_outputs(columns: Columns, path: str, notices: list[str]) -> Columns:
 
 
 def drop_empty_rows(columns: Columns, path: str, notices: list[str]) -> Columns:
-    """Without the rows that have no input or no output tokens; also closes gaps in the ids."""
+    """Without the rows that have no input or no output tokens."""
     kept = (columns["input_tokens"] > 0) & (columns["output_tokens"] > 0)
     if not kept.all():
         notices.append(f"{path}: dropped {int((~kept).sum())} rows with 0 input or output tokens")
-        columns = _with_rows(columns, np.flatnonzero(kept))
-    return columns | {"r_start": close_id_gaps(columns["r_start"], columns["r_len"])}
+        columns = with_rows(columns, np.flatnonzero(kept))
+    return columns
 
 
 def order_by_arrival(columns: Columns, path: str, notices: list[str]) -> tuple[Columns, np.ndarray]:
@@ -42,7 +42,7 @@ def order_by_arrival(columns: Columns, path: str, notices: list[str]) -> tuple[C
     columns = columns | {"parent": np.where(earlier, parent, -1)}
     if moved := int((order != np.arange(len(order))).sum()):
         notices.append(f"{path}: rows were not sorted by arrival, moved {moved}")
-        columns = _with_rows(columns, order)
+        columns = with_rows(columns, order)
     return columns, order
 
 
@@ -56,10 +56,10 @@ def sort_rows(columns: Columns, kind: Kind, path: str, notices: list[str]) -> Co
     if not moved:
         return columns
     notices.append(f"{path}: rows were not sorted by {'session and ' * (len(keys) > 1)}arrival, moved {moved}")
-    return _with_rows(columns, order)
+    return with_rows(columns, order)
 
 
-def _with_rows(columns: Columns, order: np.ndarray) -> Columns:
+def with_rows(columns: Columns, order: np.ndarray) -> Columns:
     """The rows `order`; a row whose parent is gone follows its nearest ancestor that is left, idle time unknown."""
     place = np.full(len(columns["arrival_s"]), -1, np.int64)
     place[order] = np.arange(len(order))

@@ -81,7 +81,8 @@ def _session_lines(trace: Trace) -> Iterator[tuple[str, str]]:
     gap_s = trace.gap_s[~np.isnan(trace.gap_s)]
     if len(gap_s):
         yield "idle before a turn, s", _quantiles(gap_s)
-    if trace.s_parent_session is not None and (sub_agents := int((trace.s_parent_session >= 0).sum())):
+    starter = trace.s_parent_session
+    if starter is not None and (sub_agents := int((starter[np.unique(known)] >= 0).sum())):
         yield "sub-agents", f"{sub_agents:,} of the sessions"
 
 

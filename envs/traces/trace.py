@@ -6,6 +6,7 @@ rows only.
 
 from dataclasses import dataclass, fields
 from functools import cached_property
+from hashlib import sha256
 from typing import Literal
 
 import numpy as np
@@ -83,6 +84,8 @@ class Trace:
     """int32 (sessions,): session that started this sub-agent, -1 none; on the same clock as its parent."""
     span_s: float | None = None
     """Generated traces: every arrival lies in [0, span_s)."""
+    id_file: str = ""
+    """Digest of the trace that this one takes its ids from; empty: they are its own."""
     notices: tuple[str, ...] = ()
     """What the loader repaired, one line each, for the caller to print."""
 
@@ -94,6 +97,14 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self.arrival_s)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of rows and ids: equal for two readings of one file, whatever its name."""
+        found = sha256(f"{self.trace_kind} {self.block_size}".encode())
+        for name in (*ROW_COLUMNS, *ID_COLUMNS):
+            found.update(np.ascontiguousarray(getattr(self, name)).data)
+        return found.hexdigest()[:16]
 
     @cached_property
     def block_counts(self) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from hbmgym.envs.traces.coding import close_id_gaps
 from hbmgym.envs.traces.repair import drop_empty_rows, move_sub_agents, raise_outputs, sort_rows
 from hbmgym.envs.traces.trace import ID_COLUMNS, ROW_COLUMNS, SESSION_COLUMNS, Kind, Trace, TraceError
 from hbmgym.envs.traces.turns import link_turns
@@ -32,11 +33,13 @@ def build_trace(
     link: bool = False,
     notices: Iterable[str] = (),
     repaired: bool = False,
+    id_file: str = "",
 ) -> Trace:
     """Check, repair and freeze raw columns; `where(row)` names a row's place in the file. Raises `TraceError`.
 
     `link`: turn and parent follow from session and arrival. `notices`: what the loader has to say itself.
     `repaired`: the rows have been through here before, so no repair is tried that could find something twice.
+    `id_file`: as in `Trace`; ids that mean the same in another trace keep their numbers.
     """
     columns = _typed({**raw, **_unlinked(raw)} if link else raw, path, where)
     _check_relations(columns, kind, where)
@@ -45,13 +48,21 @@ def build_trace(
     if kind == "session-library":
         columns = raise_outputs(columns, path, notices)
     columns = drop_empty_rows(columns, path, notices)
+    columns = columns if id_file else columns | {"r_start": close_id_gaps(columns["r_start"], columns["r_len"])}
     columns = sort_rows(columns, kind, path, notices)
     columns = link_turns(columns) if link else columns
     if kind == "session-library" and not repaired:
         columns = move_sub_agents(columns, path, notices)
     if not len(columns["arrival_s"]):
         raise TraceError(f"{path}: 0 rows are left, expected at least 1 (the trace is empty)")
-    return Trace(name=name, trace_kind=kind, block_size=block_size, notices=tuple(notices), **columns)  # type: ignore[arg-type]
+    return Trace(
+        name=name,
+        trace_kind=kind,
+        block_size=block_size,
+        id_file=id_file,
+        notices=tuple(notices),
+        **columns,  # type: ignore[arg-type]
+    )
 
 
 def refuse(place: str, field: str, value: Any, expected: str, remedy: str) -> NoReturn:

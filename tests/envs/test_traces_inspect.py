@@ -267,8 +267,8 @@ def test_named_columns_reach_the_loader(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "the command is missing, expected inspect or convert"),
-        (("look",), "the command is look, expected inspect or convert"),
+        ((), "the command is missing, expected one of inspect, convert"),
+        (("look",), "the command is look, expected one of inspect, convert"),
         (("inspect",), "inspect takes one PATH, not 0"),
         (("inspect", "nowhere"), "nowhere: cannot be read: No such file"),
         (("inspect", "there", "--out", "a.jpg"), "--out is a.jpg, expected the name of a .png file"),

@@ -32,6 +32,9 @@ def load_compact(path: Path) -> Trace:
     notices = meta.get("notices", [])
     if not isinstance(notices, list) or not all(isinstance(notice, str) for notice in notices):
         refuse(str(path), "meta notices", notices, "a list of texts", "correct or remove it")
+    id_file = meta.get("id_file", "")
+    if not isinstance(id_file, str):
+        refuse(str(path), "meta id_file", id_file, "a text", "correct or remove it")
     return build_trace(
         columns,
         name=name,
@@ -41,6 +44,7 @@ def load_compact(path: Path) -> Trace:
         where=lambda row: f"{path}:row {row}",
         notices=notices,
         repaired=meta.get("repaired") is True,
+        id_file=id_file,
     )
 
 
@@ -59,6 +63,7 @@ def compact_bytes(trace: Trace) -> bytes:
         trace.trace_kind.replace("-", "_"): True,
         "notices": trace.notices,
         "repaired": True,
+        "id_file": trace.id_file,
     }
     content = io.BytesIO()
     np.savez_compressed(
