@@ -40,6 +40,15 @@ from hbmgym.eval.opportunities.measure import measure
 from hbmgym.eval.opportunities.verdict import OFFSETS, CaseResult, Interval
 from hbmgym.eval.rollout import cell_hash
 from hbmgym.eval.table import UNBOUNDED_WIDTH
+from hbmgym.files import write_atomically
+
+WORDS = ("case", "platform", "verdict")
+COLUMNS = (
+    *("case", "platform", "rho", "best share", "cost"),
+    *(f"{offset:+.1f}" for offset in OFFSETS),
+    *("sglang-0.9 p99", "room mean TTFT", "room p99 TTFT", "room violations"),
+    *("chosen per seed", "both full", "verdict"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,9 @@ class OpportunityOptions:
     platform: tuple[str, ...] = option((), f"model@gpu, repeatable (default: {', '.join(p.name for p in PLATFORMS)})")
     seeds: int = option(10, "validation episodes per case")
     jobs: int = option(min(2, os.cpu_count() or 1), "processes")
-    out: str = option("runs/opportunity", "folder for map.json, map.png and finished episodes, which are not run again")
+    out: str = option(
+        "runs/opportunity", "folder for map.json, .md, .png and finished episodes, which are not run again"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,8 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
     _print_map(results)
     write_json(folder / "map.json", [result.as_json() for result in results])
+    write_atomically(folder / "map.md", _markdown(results).encode())
     draw_map(folder / "map.png", results)
-    print(f"map.json and map.png are in {folder}")
+    print(f"map.json, map.md and map.png are in {folder}")
 
 
 def _cases(options: OpportunityOptions) -> list[Case]:
@@ -154,13 +166,8 @@ def _kept(file: Path) -> dict[str, Any] | None:
 def _print_map(results: Sequence[CaseResult]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 2 * UNBOUNDED_WIDTH, soft_wrap=True)
     table = Table(title=f"{len(results[0].episodes) if results else 0} validation episodes per case", pad_edge=False)
-    table.add_column("case", no_wrap=True)
-    table.add_column("platform", no_wrap=True)
-    for title in ("rho", "best share", "cost", *(f"{offset:+.1f}" for offset in OFFSETS), "sglang-0.9 p99"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for title in ("room mean TTFT", "room p99 TTFT", "room violations", "chosen per seed", "both full"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    for title in COLUMNS:
+        table.add_column(title, justify="left" if title in WORDS else "right", no_wrap=True)
     for result in results:
         table.add_row(*_row(result))
     console.print(table)
@@ -171,6 +178,13 @@ def _print_map(results: Sequence[CaseResult]) -> None:
         "away: the best share rejects more than 1 % of the requests. Seeds of a recorded "
         "trace share most of their rows: their intervals say little."
     )
+
+
+def _markdown(results: Sequence[CaseResult]) -> str:
+    """The same table, for a page."""
+    rule = ["---" if title in WORDS else "---:" for title in COLUMNS]
+    rows = [COLUMNS, rule, *(_row(result) for result in results)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _row(result: CaseResult) -> list[str]:

@@ -89,6 +89,12 @@ def test_what_is_kept_is_json_even_where_there_is_nothing_to_compare_with():
     assert kept["default_over_best"]["cost"] == [3.0, 3.0, 3.0]
 
 
+def test_the_table_for_a_page_has_a_line_per_case_and_a_cell_per_column():
+    lines = opportunity._markdown([result(episode((9, 9, 1, 9, 9), 3, 0.5))] * 2).splitlines()
+    assert len(lines) == 4 and {line.count("|") for line in lines} == {len(opportunity.COLUMNS) + 1}
+    assert lines[2].startswith("| case | platform | 0.80 | 0.500 | 1.000 | 9.00x | 1.00x | 1.00x | 9.00x | 3.00x ")
+
+
 def test_both_full_has_the_whole_budget_in_each_pool():
     plain, relaxed = Core(CONFIG), both_pools_full(CONFIG)
     relaxed.reset(MIX.episode("validation", 10_000), 0.5)
