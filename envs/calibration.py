@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from hbmgym.envs.platforms import PLATFORMS
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core, setup_hash
 from hbmgym.envs.serving.metrics import episode_metrics
@@ -31,10 +32,12 @@ MEASURED_S = 600.0
 WINDOW_S = 5.0
 PRECISION = 1.03
 """Rates are found to within this factor."""
-SHIPPED_GIB = (ServingConfig().hbm_gib, 2.0)
+SHIPPED_FOR = (*(platform.config for platform in PLATFORMS), ServingConfig(hbm_gib=2.0))
 SHIPPED = Path(__file__).with_name("class_rates.json")
 STARTING_RATE = 1.0
 SMALLEST_RATE = STARTING_RATE / 4096
+NO_RATE = 0.0
+"""Stands where even a trickle misses its SLOs."""
 SHARES = 12
 """Static splits that are tried, evenly spread."""
 
@@ -67,7 +70,7 @@ def _largest_rate(group: AnyTraffic, config: ServingConfig) -> float:
     for table in (SHIPPED, _own_table()):
         rates = _read(table)
         if key in rates:
-            return rates[key]["requests_per_s"]
+            return _usable(rates[key]["requests_per_s"], group, config)
     print(
         f"calibrating class {group.name} for {config.model} on {config.gpu} with {config.hbm_gib:g} GiB (once)",
         file=sys.stderr,
@@ -75,6 +78,12 @@ def _largest_rate(group: AnyTraffic, config: ServingConfig) -> float:
     )
     rate = find_largest_rate(group, config)
     remember_rate(_own_table(), group, config, rate)
+    return _usable(rate, group, config)
+
+
+def _usable(rate: float, group: AnyTraffic, config: ServingConfig) -> float:
+    if rate == NO_RATE:
+        raise _hopeless(f"class {group.name}", config)
     return rate
 
 
@@ -109,18 +118,17 @@ def remember_rate(table: Path, group: AnyTraffic, config: ServingConfig, rate: f
 
 
 def find_largest_rate(group: AnyTraffic, config: ServingConfig) -> float:
-    """Requests per second that a class may offer; ValueError when even a trickle misses its SLOs."""
+    """Requests per second that a class may offer; NO_RATE when even a trickle misses its SLOs."""
 
     def episodes(rate_per_s: float) -> list[Episode]:
         traces = ((seed, generate_class(group, seed, rate_per_s, WARMUP_S, MEASURED_S)) for seed in SEEDS)
         tokens = config.page_tokens
         return [compose_generated(trace, seed=seed, page_tokens=tokens, warmup_s=WARMUP_S) for seed, trace in traces]
 
-    search = _Search(config, episodes, f"class {group.name}")
     try:
-        return search.largest()
-    except TraceError as error:  # sought down to where none arrives
-        raise search.hopeless() from error
+        return _Search(config, episodes).largest()
+    except TraceError:  # sought down to where none arrives
+        return NO_RATE
 
 
 def find_largest_load(trace: Trace, config: ServingConfig) -> float:
@@ -129,22 +137,31 @@ def find_largest_load(trace: Trace, config: ServingConfig) -> float:
     def episodes(load: float) -> list[Episode]:
         return [compose(trace, part="train", seed=seed, page_tokens=config.page_tokens, load=load) for seed in SEEDS]
 
-    return _Search(config, episodes, trace.name).largest(at_most=1.0)
+    load = _Search(config, episodes).largest(at_most=1.0)
+    if load == NO_RATE:
+        raise _hopeless(trace.name, config)
+    return load
+
+
+def _hopeless(name: str, config: ServingConfig) -> ValueError:
+    return ValueError(
+        f"{name} misses its SLOs at any rate with {config.model} on {config.gpu} and {config.hbm_gib:g} GiB: raise "
+        "hbm_gib or choose another model or GPU"
+    )
 
 
 class _Search:
     """The largest rate, in any unit, at which a static split keeps the goodput. What did last time is tried first."""
 
-    def __init__(self, config: ServingConfig, episodes: Callable[[float], list[Episode]], name: str) -> None:
+    def __init__(self, config: ServingConfig, episodes: Callable[[float], list[Episode]]) -> None:
         self._core = Core(config)
         self._episodes = episodes
-        self._name = name
         low, high = self._core.layout.share_bounds
         self._shares = [low + (high - low) * (i + 0.5) / SHARES for i in range(SHARES)]
         self._best = 0.5
 
     def largest(self, at_most: float = float("inf")) -> float:
-        """By bisection on a logarithmic scale."""
+        """By bisection on a logarithmic scale; NO_RATE when none is sustained."""
         low = high = STARTING_RATE
         while high <= at_most and self._sustains(high):
             low, high = high, high * 2.0
@@ -153,19 +170,11 @@ class _Search:
         while not self._sustains(low):
             low, high = low / 2.0, low
             if low < SMALLEST_RATE:
-                raise self.hopeless()
+                return NO_RATE
         while high / low > PRECISION:
             middle = (low * high) ** 0.5
             low, high = (middle, high) if self._sustains(middle) else (low, middle)
         return float(f"{low:.4g}")
-
-    def hopeless(self) -> ValueError:
-        """What is raised when even a trickle misses its SLOs."""
-        config = self._core.config
-        return ValueError(
-            f"{self._name} misses its SLOs at any rate with {config.model} on {config.gpu} and "
-            f"{config.hbm_gib:g} GiB: raise hbm_gib or choose another model or GPU"
-        )
 
     def _sustains(self, rate: float) -> bool:
         episodes = self._episodes(rate)
@@ -187,18 +196,15 @@ class _Search:
 
 
 def main() -> None:
-    """Find the rates that are shipped: every scenario's classes, for the defaults and for a 2 GiB budget."""
+    """Find the rates that are shipped: every scenario's classes, for all platforms and for a budget of 2 GiB."""
     groups = {group.name: group for scenario in SCENARIOS.values() for group in scenario.classes}
     found = []
-    for hbm_gib in SHIPPED_GIB:
-        config = ServingConfig(hbm_gib=hbm_gib, window_s=WINDOW_S)
+    for config in SHIPPED_FOR:
+        config = dataclasses.replace(config, window_s=WINDOW_S)
         for group in groups.values():
-            try:
-                found.append((group, config, find_largest_rate(group, config)))
-            except ValueError as reason:
-                print(f"no rate: {reason}")
-                continue
-            print(f"{group.name} with {hbm_gib:g} GiB: {found[-1][2]:g} requests per second")
+            rate = find_largest_rate(group, config)
+            found.append((group, config, rate))
+            print(f"{group.name} for {config.model} on {config.gpu} with {config.hbm_gib:g} GiB: {rate:g} requests/s")
     SHIPPED.unlink(missing_ok=True)
     for group, config, rate in found:
         remember_rate(SHIPPED, group, config, rate)

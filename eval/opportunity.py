@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from hbmgym.envs.platforms import PLATFORMS
 from hbmgym.envs.serving.core import make_layout, setup_hash
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
@@ -34,7 +35,7 @@ from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.eval.cells import write_json
 from hbmgym.eval.comparison import RHO_SHARES
 from hbmgym.eval.load import rho
-from hbmgym.eval.opportunities.cases import PLATFORMS, Case, cases
+from hbmgym.eval.opportunities.cases import Case, cases
 from hbmgym.eval.opportunities.figure import draw_map
 from hbmgym.eval.opportunities.measure import measure
 from hbmgym.eval.opportunities.verdict import OFFSETS, CaseResult, Interval

@@ -13,6 +13,7 @@ from hbmgym.envs.calibration import (
     GOODPUT,
     LOAD_FACTOR,
     calibration_key,
+    class_rate,
     class_rates,
     find_largest_load,
     find_largest_rate,
@@ -110,10 +111,13 @@ def test_the_goodput_holds_at_the_rate_that_is_found_and_not_far_above():
     assert least_violation(1.2 * rate_per_s) > 1.0 - GOODPUT
 
 
-def test_a_class_that_always_misses_is_refused():
+def test_a_class_that_always_misses_is_refused_and_not_searched_again(shipped, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
     hopeless = dataclasses.replace(CONFIG, tpot_slo_factor=1e-6)
-    with pytest.raises(ValueError, match=r"class brief misses its SLOs at any rate with qwen3\.5-4b on h200"):
-        find_largest_rate(BRIEF, hopeless)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"class brief misses its SLOs at any rate with qwen3\.5-4b on h200"):
+            class_rate(BRIEF, hopeless)
+    assert capsys.readouterr().err.count("calibrating class brief") == 1
 
 
 def test_a_recorded_trace_that_fits_keeps_its_load(tmp_path):

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from hbmgym.envs.platforms import PLATFORMS
 from hbmgym.envs.serving.core import Core
 from hbmgym.eval import opportunity
-from hbmgym.eval.opportunities.cases import PLATFORMS, Case
+from hbmgym.eval.opportunities.cases import Case
 from hbmgym.eval.opportunities.measure import FIGURES, both_pools_full, measure
 from hbmgym.eval.opportunities.verdict import CaseResult
 from hbmgym.memory_backend.oplog import KV
