@@ -174,10 +174,10 @@ def _print_map(results: Sequence[CaseResult]) -> None:
     console.print(table)
     print(
         "+-.1, +-.2: cost at so much from the best share / its cost. sglang-0.9 p99: its p99 TTFT / that of the best "
-        "share. room: 1 - replayed dynamic oracle / best share; each episode has a path of its own, so compare it with "
-        "the cost of the best share chosen per seed. both full: cost if both pools had all bytes. turns "
-        "away: the best share rejects more than 1 % of the requests. Seeds of a recorded "
-        "trace share most of their rows: their intervals say little."
+        "share. room: 1 - replayed dynamic oracle / the share that is best in that figure; each episode has a path of "
+        "its own, so compare it with the cost of the best share chosen per seed. both full: cost if both pools had all "
+        "bytes. turns away: the best share rejects more than 1 % of the requests. Seeds of a recorded trace share most "
+        "of their rows: their intervals say little."
     )
 
 

@@ -72,6 +72,15 @@ def test_room_is_what_the_dynamic_oracle_saves_of_the_best_static():
     assert result(*(episode((9, 9, 1, 9, 9), 1, 0.9) for _ in range(6))).verdict == "none"
 
 
+def test_room_in_a_figure_is_counted_from_the_share_that_is_best_in_it():
+    episodes = [episode((9, 9, 1, 9, 9), 1, 0.8) for _ in range(6)]
+    for one in episodes:
+        one["statics"][3]["ttft_p99_s"] = 0.7
+        one["statics"][1]["slo_violation_rate"] = 0.8
+    assert result(*episodes).room("ttft_p99_s")[0] < 0.0
+    assert result(*episodes).verdict == "none"
+
+
 def test_nothing_is_concluded_of_an_overloaded_case():
     assert result(episode((9, 9, 1, 9, 9), 9, 0.1), rho=1.2).verdict == "overloaded"
 
