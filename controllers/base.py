@@ -10,6 +10,20 @@ import numpy as np
 
 from hbmgym.memory_backend.split import Layout
 
+MARGINAL_STEPS = (0.02, 0.05, 0.1, 0.2)
+"""Parts of the budget: Telemetry says what so much more or less would be worth to a pool (`*_gain_*`, `*_cost_*`)."""
+
+
+def _marginal_rows(pool: str) -> list[tuple[str, str, str]]:
+    gain = "10 s: prefill seconds per second that so many % of the budget more would have saved this pool"
+    cost = "10 s: prefill seconds per second that so many % of the budget less would have cost this pool"
+    steps = [round(100 * step) for step in MARGINAL_STEPS]
+    return [
+        *((f"{pool}_gain_{step}pct", "s/s", gain) for step in steps),
+        *((f"{pool}_cost_{step}pct", "s/s", cost) for step in steps),
+    ]
+
+
 # name, unit, meaning. "window": sum or average over the last control window; "now": at its end;
 # "10 s" / "100 s": exponentially weighted average with that time constant, updated once per window.
 TELEMETRY_TABLE: tuple[tuple[str, str, str], ...] = (
@@ -64,6 +78,8 @@ TELEMETRY_TABLE: tuple[tuple[str, str, str], ...] = (
     ("tpot_over_slo_10s", "1", "10 s: mean of min(TPOT / TPOT SLO, 10) over finished requests"),
     ("moved_chunks", "chunks", "window: chunks that changed pools"),
     ("relocated_bytes", "bytes", "window: bytes copied to clear the top of a shrinking pool"),
+    *_marginal_rows("kv"),
+    *_marginal_rows("ssm"),
 )  # fmt: skip
 
 TELEMETRY = np.dtype([(name, "f8") for name, _, _ in TELEMETRY_TABLE])

@@ -69,10 +69,10 @@ def enter(pool, entry):
 @kernel
 def enter_first(pool, entry):
     """An entry that nobody can match joins the order as the next to go."""
+    pool.meta.abandoned += 1
     if pool.meta.order == LRU:
         _prepend(pool, entry)
     else:
-        pool.meta.abandoned += 1
         pool.ranks[entry].used = -pool.meta.abandoned
         offer(pool, entry)
 

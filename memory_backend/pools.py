@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hbmgym.memory_backend.ages import AGES, age_bits
 from hbmgym.memory_backend.eviction import LRU, check_order, enter, enter_first, leave, make_ranks
 from hbmgym.memory_backend.eviction import NONE as NONE
 from hbmgym.memory_backend.jit import kernel
@@ -30,13 +31,14 @@ POOL_META = np.dtype(
         ("cached", "i8"),
         ("first_free_entry", "i8"),
         ("evictions", "i8"),
+        ("junk_evictions", "i8"),  # those of what nobody could match
+        ("abandoned", "i8"),
         ("order", "i8"),  # in which cached entries go (eviction.py)
         ("evict_first", "i8"),  # lru: ends of the list
         ("evict_last", "i8"),
         # orders by value
         ("heap_size", "i8"),
         ("uses", "i8"),
-        ("abandoned", "i8"),
         ("now_s", "f8"),
         ("own_s_per_page", "f8"),  # what recovering a prefix takes for this pool's sake, by its length and its square
         ("own_s_per_page2", "f8"),
@@ -44,6 +46,10 @@ POOL_META = np.dtype(
         ("flop_weight", "f8"),
         ("recency_scale", "f8"),
         ("saving_scale", "f8"),
+        # ages (ages.py)
+        ("joined", "i8"),
+        ("left", "i8"),
+        ("age_bits", "i8"),
     ],
     align=True,
 )
@@ -75,6 +81,8 @@ class Pool(NamedTuple):
     """RANK records of the entries, one only where the order is a list."""
     heap: np.ndarray
     """int32: the entries that may be evicted, where the order is by value."""
+    ages: np.ndarray
+    """int32, shape (AGES,): cached blocks by the time at which they joined the order."""
 
 
 def make_pool(pool: int, block_bytes: int, chunk_bytes: int, chunks: int, total_chunks: int, order: int = LRU) -> Pool:
@@ -84,13 +92,22 @@ def make_pool(pool: int, block_bytes: int, chunk_bytes: int, chunks: int, total_
     meta.pool, meta.block_bytes, meta.chunk_bytes = pool, block_bytes, chunk_bytes
     meta.chunks = meta.target_chunks = chunks
     meta.capacity = meta.limit = chunks * chunk_bytes // block_bytes
+    meta.age_bits = age_bits(blocks)
     meta.order, meta.evict_first, meta.evict_last = order, NONE, NONE
     entries = np.zeros(blocks, ENTRY).view(np.recarray)
     entries["block"] = entries["key"] = entries["prev"] = NONE
     entries["next"] = np.arange(1, blocks + 1)
     entries["next"][-1] = NONE
     bits, starts = _full_bitmap(blocks)
-    return Pool(meta, entries, np.full(blocks, NONE, np.int32), bits, starts, *make_ranks(order, blocks))
+    return Pool(
+        meta,
+        entries,
+        np.full(blocks, NONE, np.int32),
+        bits,
+        starts,
+        *make_ranks(order, blocks),
+        np.zeros(AGES, np.int32),
+    )
 
 
 def _full_bitmap(blocks: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hbmgym.memory_backend.ages import clock, leave_order, lost_blocks, part
 from hbmgym.memory_backend.eviction import LRU, NONE, begin_rank, end_rank, first_victim, hit, set_ends_in_state
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, NOTHING, SSM, OpLog, make_op_log
@@ -31,7 +32,19 @@ from hbmgym.memory_backend.table import table_reader
 from hbmgym.memory_backend.vmm.protocol import Vmm
 
 NEVER = 1e300  # a time that does not come; finite, so that differences stay finite
-PAGE_ID = np.dtype([("page", "i4"), ("snapshot", "i4"), ("seen", "i4")], align=True)
+PAGE_ID = np.dtype(
+    [
+        ("page", "i4"),
+        ("snapshot", "i4"),
+        ("seen", "i4"),  # 1 once it has been resident
+        # Since the page came: 0, or its snapshot was lost, and 1 + what the pool that is the cause had lost before;
+        # positive: the SSM pool evicted it, negative: the KV pool evicted its page.
+        ("state_lost", "i4"),
+    ],
+    align=True,
+)
+# What a snapshot remembers: the clocks (ages.py) when it, and the page that it ends, last joined their orders.
+MARK = np.dtype([("joined", "i8"), ("page_joined", "i8")], align=True)
 SPLIT = np.dtype(
     [
         ("chunks", "i8"),  # of the budget
@@ -57,6 +70,8 @@ class Memory(NamedTuple):
     kv: Pool
     ssm: Pool
     ids: np.recarray
+    marks: np.recarray
+    """MARK records of the slots."""
     split: np.record
     chunk_at: np.ndarray
     """int32, shape (2, chunks): physical chunk at each position of each pool, NONE above the mapped ones."""
@@ -84,10 +99,12 @@ def make_memory(
     chunk_at = np.full((2, layout.chunks), NONE, np.int32)
     chunk_at[KV, :kv_chunks] = np.arange(kv_chunks)
     chunk_at[SSM, : layout.chunks - kv_chunks] = np.arange(kv_chunks, layout.chunks)
+    ssm = make_pool(SSM, layout.slot_bytes, layout.chunk_bytes, layout.chunks - kv_chunks, layout.chunks, order)
     return Memory(
         make_pool(KV, layout.page_bytes, layout.chunk_bytes, kv_chunks, layout.chunks, order),
-        make_pool(SSM, layout.slot_bytes, layout.chunk_bytes, layout.chunks - kv_chunks, layout.chunks, order),
+        ssm,
         ids,
+        np.zeros(len(ssm.entries), MARK).view(np.recarray),
         split,
         chunk_at,
         make_op_log(log_capacity, log_level),
@@ -158,6 +175,8 @@ def _forget_first_snapshot(memory):
     entry = first_victim(memory.ssm)
     if memory.ssm.entries[entry].key != NONE:
         forget_snapshot(memory, entry)
+    else:
+        memory.ssm.meta.junk_evictions += 1
     memory.ssm.meta.evictions += 1
     return entry
 
@@ -168,6 +187,7 @@ def forget_snapshot(memory, entry):
     page_id = memory.ids[memory.ssm.entries[entry].key]
     memory.ssm.entries[entry].key = NONE
     page_id.snapshot = NONE
+    page_id.state_lost = lost_blocks(memory.ssm) + 1
     if memory.kv.meta.order != LRU:
         set_ends_in_state(memory.kv, page_id.page, 0)
 
@@ -175,9 +195,11 @@ def forget_snapshot(memory, entry):
 @subkernel
 def _forget_page(memory, page_id):
     if page_id.snapshot != NONE:
+        part(memory.ssm, memory.marks[page_id.snapshot].joined, 1)
         release(memory.ssm, memory.log, page_id.snapshot)
         memory.ssm.meta.evictions += 1
         page_id.snapshot = NONE
+        page_id.state_lost = -(lost_blocks(memory.kv) + 1)
     page_id.page = NONE
 
 
@@ -196,6 +218,8 @@ def _forget_first_page(memory):
         _forget_page(memory, memory.ids[key])
         if memory.kv.meta.order != LRU:
             end_rank(memory.kv, entry)
+    else:
+        memory.kv.meta.junk_evictions += 1
     memory.kv.meta.evictions += 1
     return entry
 
@@ -232,6 +256,7 @@ def publish_page(memory, entry, refs, first, depth):
     memory.kv.entries[entry].key = page_id
     memory.ids[page_id].page = entry
     memory.ids[page_id].seen = 1
+    memory.ids[page_id].state_lost = 0
     if memory.kv.meta.order != LRU:
         parent = memory.ids[refs[first + depth - 1]].page if depth > 0 else np.int32(NONE)
         begin_rank(memory.kv, entry, parent, depth + 1)
@@ -251,18 +276,44 @@ def reuse_snapshot(memory, entry):
     """A request is about to copy a snapshot, which is live until `unpin`."""
     if memory.ssm.meta.order != LRU:
         hit(memory.ssm, entry)
+    _use_snapshot(memory, entry)
     pin(memory.ssm, entry)
+
+
+@subkernel
+def _use_snapshot(memory, entry):
+    """A cached snapshot leaves the order, to join it again as the one used last."""
+    mark = memory.marks[entry]
+    leave_order(memory.ssm, mark.joined, 1)
+    mark.joined = clock(memory.ssm)
+
+
+@subkernel
+def touch_snapshot(memory, entry):
+    """Make a cached snapshot the one used last."""
+    _use_snapshot(memory, entry)
+    touch(memory.ssm, entry)
+
+
+@subkernel
+def mark_page(memory, page_id, joined):
+    """Let the snapshot at the end of a page remember when the page joins the order."""
+    snapshot = memory.ids[page_id].snapshot
+    if snapshot != NONE:
+        memory.marks[snapshot].page_joined = joined
 
 
 @subkernel
 def publish_snapshot(memory, entry, page_id):
     """Make a live private slot the snapshot at the end of `page_id`'s page, cached; free it if there is one."""
     if memory.ids[page_id].snapshot != NONE:
-        touch(memory.ssm, memory.ids[page_id].snapshot)
+        touch_snapshot(memory, memory.ids[page_id].snapshot)
         release(memory.ssm, memory.log, entry)
         return
     memory.ssm.entries[entry].key = page_id
     memory.ids[page_id].snapshot = entry
+    memory.marks[entry].joined = clock(memory.ssm)
+    mark_page(memory, page_id, clock(memory.kv))
     if memory.ssm.meta.order != LRU:
         page = memory.ids[page_id].page
         begin_rank(memory.ssm, entry, NONE, memory.kv.ranks[page].depth)

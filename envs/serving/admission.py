@@ -1,6 +1,7 @@
 """Who gets memory and what it starts from: head of line, reuse of the deepest snapshot, slots, pages (rules 2, 3)."""
 
 from hbmgym.envs.serving.arrival import leave_queue
+from hbmgym.envs.serving.marginal import book_admission
 from hbmgym.envs.serving.order import push_last
 from hbmgym.envs.serving.shortage import answer_shortage, fetch_room, lacking_pool
 from hbmgym.envs.serving.state import PREFILL, PREFILLING, QUEUE
@@ -44,6 +45,7 @@ def try_admit_head(state):
     seen = seen_depth(memory, state.refs, trace.ref_off, depth_limit)
     engine.kv_loss_tokens += (seen - resident) * engine.page_tokens
     engine.ssm_loss_tokens += (resident - reuse) * engine.page_tokens
+    book_admission(state, trace.ref_off, pages - needed, reuse, resident, seen)
     leave_queue(state, row)
     _start(state, row, reuse, resident, pages)
     return True

@@ -168,6 +168,14 @@ def decode_iterations_until(cost, decoding, context_tokens, seconds):
 
 
 @kernel
+def recovery_s(cost, pages, goal):
+    """Seconds that prefill takes for the pages after `pages` up to `goal`, beside what else an iteration does."""
+    tokens = (goal - pages) * cost.page_tokens
+    pairs = tokens * (0.5 * (goal + pages) * cost.page_tokens)
+    return tokens * (cost.compute_s_per_token + cost.recurrence_s_per_token) + pairs * cost.attention_s_per_pair
+
+
+@kernel
 def cold_prefill_s(cost, tokens):
     """Seconds from arrival to first token of a prompt that finds an idle engine and an empty cache.
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hbmgym.envs.serving.cost_model import COST
+from hbmgym.envs.serving.marginal import make_marginal, step_blocks
 from hbmgym.envs.traces.episode import ROW, Episode
 from hbmgym.memory_backend.pools import NONE
 from hbmgym.memory_backend.prefix_cache import EXAMPLE_MEMORY, Memory
@@ -143,6 +144,10 @@ class State(NamedTuple):
     """int64, shape (HEAPS,)."""
     engine: np.record
     cost: np.record
+    step_blocks: np.ndarray
+    """As `marginal.step_blocks` returns them."""
+    marginal: np.ndarray
+    """As `marginal.make_marginal` returns it."""
 
 
 def make_requests(count: int) -> np.recarray:
@@ -167,8 +172,10 @@ def make_state(memory: Memory, episode: Episode, cost: np.record) -> State:
     engine.blocked_on = NONE
     ends = np.full((GROWTH + episode.page_tokens, 2), NONE, np.int32)
     heaps, heap_sizes = np.zeros((HEAPS, len(requests)), np.int32), np.zeros(HEAPS, np.int64)
+    kv, ssm = memory.kv.meta, memory.ssm.meta
+    steps = step_blocks(int(memory.split.chunks * kv.chunk_bytes), int(kv.block_bytes), int(ssm.block_bytes))
     rows, followers, refs = map(_read_only, (episode.rows, episode.followers, episode.refs))
-    return State(memory, rows, followers, refs, requests, ends, heaps, heap_sizes, engine, cost)
+    return State(memory, rows, followers, refs, requests, ends, heaps, heap_sizes, engine, cost, steps, make_marginal())
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

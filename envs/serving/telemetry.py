@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hbmgym.envs.serving.arrival import book_miss
+from hbmgym.envs.serving.marginal import MARGINAL_COUNT, STEP_COUNT
 from hbmgym.envs.serving.shortage import slots_within_reach
 from hbmgym.envs.serving.state import ASIDE, HOLD, PREFILL, QUEUE, WORST_RATIO, state_at
 from hbmgym.memory_backend.jit import kernel, subkernel
@@ -37,8 +38,9 @@ FAST_S, SLOW_S = 10.0, 100.0
     REJECTED,
     MOVED,
     RELOCATED,
-    COUNTERS,
+    MARGINAL,  # and those after it, in the order of State.marginal
 ) = range(23)
+COUNTERS = MARGINAL + MARGINAL_COUNT
 
 
 class Window(NamedTuple):
@@ -87,6 +89,10 @@ def _count(state, seen, grown):
     grown[REJECTED] = engine.rejected
     grown[MOVED] = memory.split.moved_chunks
     grown[RELOCATED] = memory.split.relocated_bytes
+    for pool in range(len(state.marginal)):
+        for side in range(2):
+            for step in range(STEP_COUNT):
+                grown[MARGINAL + (2 * pool + side) * STEP_COUNT + step] = state.marginal[pool, side, step]
     for i in range(COUNTERS):
         total = grown[i]
         grown[i] = total - seen[i]
@@ -183,6 +189,26 @@ def _write_rates(state, window, telemetry, seconds):
     telemetry.relocated_bytes = grown[RELOCATED]
 
 
+@subkernel
+def _write_marginal(telemetry, fast):
+    telemetry.kv_gain_2pct = fast[MARGINAL + 0]
+    telemetry.kv_gain_5pct = fast[MARGINAL + 1]
+    telemetry.kv_gain_10pct = fast[MARGINAL + 2]
+    telemetry.kv_gain_20pct = fast[MARGINAL + 3]
+    telemetry.kv_cost_2pct = fast[MARGINAL + 4]
+    telemetry.kv_cost_5pct = fast[MARGINAL + 5]
+    telemetry.kv_cost_10pct = fast[MARGINAL + 6]
+    telemetry.kv_cost_20pct = fast[MARGINAL + 7]
+    telemetry.ssm_gain_2pct = fast[MARGINAL + 8]
+    telemetry.ssm_gain_5pct = fast[MARGINAL + 9]
+    telemetry.ssm_gain_10pct = fast[MARGINAL + 10]
+    telemetry.ssm_gain_20pct = fast[MARGINAL + 11]
+    telemetry.ssm_cost_2pct = fast[MARGINAL + 12]
+    telemetry.ssm_cost_5pct = fast[MARGINAL + 13]
+    telemetry.ssm_cost_10pct = fast[MARGINAL + 14]
+    telemetry.ssm_cost_20pct = fast[MARGINAL + 15]
+
+
 @kernel
 def close_window(table, window, telemetry):
     """Fill `telemetry` for the window that ends now, and start the next one."""
@@ -200,3 +226,4 @@ def close_window(table, window, telemetry):
     _average(window.slow, window.grown, seconds, SLOW_S)
     _look_at_pools(state, telemetry)
     _write_rates(state, window, telemetry, seconds)
+    _write_marginal(telemetry, window.fast)
