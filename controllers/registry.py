@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hbmgym.controllers.base import Controller
+from hbmgym.controllers.convex.controller import ConvexController
 from hbmgym.controllers.demand import DemandController
 from hbmgym.controllers.helm.policy import Policy, PolicyError
 from hbmgym.controllers.helm.ppo import PpoController
 from hbmgym.controllers.static import StaticController
 from hbmgym.controllers.threshold import ThresholdController
 
-_PLAIN: dict[str, Callable[[], Controller]] = {"threshold": ThresholdController, "demand": DemandController}
+_PLAIN: dict[str, Callable[[], Controller]] = {"threshold": ThresholdController, "demand": DemandController, "convex": ConvexController}
 _NUMBERED: dict[str, Callable[[float], Controller]] = {
     "static": StaticController,
     "sglang": StaticController.from_sglang_ratio,
@@ -22,6 +23,7 @@ KNOWN_CONTROLLERS = (
     "sglang-<mamba_full_memory_ratio>",
     "threshold",
     "demand",
+    "convex",
     "ppo:<run folder or policy.npz>",
 )
 
