@@ -1,5 +1,8 @@
-"""What an action in [-1, 1] asks for: the one rule that the environment and the learned controller share."""
+"""What an action in [-1, 1] asks for: one rule for the environment and for every controller that moves in steps."""
 
+import numpy as np
+
+from hbmgym.controllers.base import HOLD, Decision, Setup
 from hbmgym.memory_backend.split import Layout
 
 ACTION_KINDS = ("incremental", "absolute")
@@ -46,3 +49,33 @@ class ShareAction:
             return None
         self._asked = self._wanted
         return self._asked
+
+
+class Steps:
+    """A controller's own ShareAction, which begins at the split that the first record shows; `reset` first."""
+
+    def __init__(self, kind: str = "incremental", max_step: float = DEFAULT_MAX_STEP) -> None:
+        self._rule = ShareAction(kind, max_step)
+
+    def reset(self, setup: Setup) -> None:
+        self._setup = setup
+        self._started = False
+
+    def decide(self, action: float, telemetry: np.record) -> Decision:
+        """What to ask for after `action`, see ShareAction."""
+        if not self._started:
+            # Setup does not tell the split at start.
+            start = float(telemetry["kv_share_requested"])
+            self._rule.reset(start, self._setup.layout, self._setup.kv_share_bounds)
+            self._started = True
+        share = self._rule.next_share(action)
+        return HOLD if share is None else Decision(share)
+
+
+def decide_share(share: float, telemetry: np.record, setup: Setup) -> Decision:
+    """Ask for `share`, clipped to the bounds; hold where that is less than a slot away from what was last asked for."""
+    low, high = setup.kv_share_bounds
+    share = min(max(share, low), high)
+    if abs(share - telemetry["kv_share_requested"]) < setup.layout.share_step:
+        return HOLD
+    return Decision(share)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from hbmgym.controllers.actions import decide_share
 from hbmgym.controllers.base import HOLD, Decision, Setup
 
 
@@ -32,8 +33,4 @@ class DemandController:
         if not tokens:
             return HOLD
         share = balanced_share(tokens, setup.kv_token_bytes, setup.slots_per_request, setup.layout.slot_bytes)
-        low, high = setup.kv_share_bounds
-        share = min(max(share, low), high)
-        if abs(share - telemetry["kv_share_requested"]) < setup.layout.share_step:
-            return HOLD
-        return Decision(share)
+        return decide_share(share, telemetry, setup)
