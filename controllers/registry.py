@@ -3,15 +3,34 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from hbmgym.controllers.balance import BalanceController
+from hbmgym.controllers.bandit import BanditController
 from hbmgym.controllers.base import Controller
 from hbmgym.controllers.convex.controller import ConvexController
 from hbmgym.controllers.demand import DemandController
 from hbmgym.controllers.helm.policy import Policy, PolicyError
 from hbmgym.controllers.helm.ppo import PpoController
+from hbmgym.controllers.moving_average import MovingAverageController
+from hbmgym.controllers.random_walk import RandomController
 from hbmgym.controllers.static import StaticController
+from hbmgym.controllers.tail_blame import TailBlameController
 from hbmgym.controllers.threshold import ThresholdController
 
-_PLAIN: dict[str, Callable[[], Controller]] = {"threshold": ThresholdController, "demand": DemandController, "convex": ConvexController}
+_PLAIN: dict[str, Callable[[], Controller]] = {
+    "random": RandomController,
+    "threshold": ThresholdController,
+    "threshold-b1": lambda: ThresholdController.avmp(1),
+    "threshold-b128": lambda: ThresholdController.avmp(128),
+    "threshold-code-b1": lambda: ThresholdController.avmp(1, "code"),
+    "threshold-code-b128": lambda: ThresholdController.avmp(128, "code"),
+    "demand": DemandController,
+    "sglang-balance": BalanceController,
+    "moving-average": MovingAverageController,
+    "tail-blame": TailBlameController,
+    "tail-blame-fast": TailBlameController.fast,
+    "bandit": BanditController,
+    "convex": ConvexController,
+}
 _NUMBERED: dict[str, Callable[[float], Controller]] = {
     "static": StaticController,
     "sglang": StaticController.from_sglang_ratio,
@@ -21,9 +40,7 @@ _LEARNED: dict[str, Callable[[Policy], Controller]] = {"ppo": PpoController}
 KNOWN_CONTROLLERS = (
     "static-<kv share>",
     "sglang-<mamba_full_memory_ratio>",
-    "threshold",
-    "demand",
-    "convex",
+    *_PLAIN,
     "ppo:<run folder or policy.npz>",
 )
 

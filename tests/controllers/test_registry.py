@@ -7,7 +7,7 @@ from hbmgym.controllers.base import HOLD, Controller
 from hbmgym.controllers.helm.policy import Header, Policy, PolicyError
 from hbmgym.controllers.helm.ppo import PpoController
 from hbmgym.controllers.observation import OBSERVATION_SIZE
-from hbmgym.controllers.registry import make_controller
+from hbmgym.controllers.registry import KNOWN_CONTROLLERS, make_controller
 
 from .records import LAYOUT, SETUP, served, served_records
 
@@ -25,7 +25,8 @@ def random_policy() -> Policy:
 
 
 CONTROLLERS = [
-    *(make_controller(spec) for spec in ("static-.5", "sglang-0.9", "threshold", "demand")),
+    *(make_controller(spec) for spec in ("static-.5", "sglang-0.9")),
+    *(make_controller(spec) for spec in KNOWN_CONTROLLERS if "<" not in spec),
     PpoController(random_policy()),
     PpoController(constant_policy(0.3, "absolute")),
 ]
@@ -73,8 +74,7 @@ def test_ppo_steps_from_the_share_it_finds():
         ("static-.5", "static-0.500", 0.5),
         ("static-0.25", "static-0.250", 0.25),
         ("sglang-0.9", "sglang-0.9", 1 / 1.9),
-        ("threshold", "threshold", None),
-        ("demand", "demand", None),
+        *((spec, spec, None) for spec in KNOWN_CONTROLLERS if "<" not in spec),
     ],
 )
 def test_controllers_are_made_by_name(spec, name, fixed_share):

@@ -1,0 +1,74 @@
+"""Every controller on real episodes: within the engine's invariants, moving where there is something to gain."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from hbmgym.controllers.helm.ppo import PpoController
+from hbmgym.controllers.registry import KNOWN_CONTROLLERS, make_controller
+from hbmgym.controllers.static import StaticController
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import Core
+from hbmgym.envs.workload import ScenarioWorkload, open_workloads
+from hbmgym.eval.rollout import Rollout, run_episode
+
+from .test_registry import constant_policy
+
+MOVING = [spec for spec in KNOWN_CONTROLLERS if "<" not in spec]
+# Answer to what arrives, or to nothing: these move where nothing is short as well.
+RESTLESS = ("random", "demand")
+
+SMALL = ServingConfig(model="qwen3.5-4b", hbm_gib=1.0)
+CROWDED = ScenarioWorkload("mix-shift", {"chat": 0.4, "document": 0.02}, 3.0, SMALL.page_tokens)
+
+
+@functools.cache
+def rollout(spec: str, scenario: str) -> Rollout:
+    """One validation episode of `scenario` with default settings."""
+    config = ServingConfig()
+    episode = open_workloads(config, scenarios=(scenario,))[0].episode("validation", 10_000)
+    return run_episode(make_controller(spec), Core(config), episode)
+
+
+def moves(rollout: Rollout) -> int:
+    return int(np.count_nonzero(np.diff(rollout.history["kv_share_requested"])))
+
+
+@pytest.mark.parametrize(
+    "controller",
+    [
+        *map(make_controller, MOVING),
+        StaticController(0.5),
+        StaticController.from_sglang_ratio(0.9),
+        PpoController(constant_policy(0.02)),
+    ],
+    ids=lambda controller: controller.name,
+)
+def test_an_episode_keeps_every_invariant(controller):
+    core = Core(SMALL, check=True)
+    cell = run_episode(controller, core, CROWDED.episode("validation", 10_000).until(400.0, 0.0)).cell
+    low, high = core.layout.share_bounds
+    assert low <= cell["kv_share_min"] <= cell["kv_share_max"] <= high
+    assert core.done
+
+
+@pytest.mark.parametrize("spec", MOVING)
+def test_each_moves_where_traffic_shifts(spec):
+    found = rollout(spec, "mix-shift")
+    assert moves(found) > 0 and found.cell["bytes_migrated"] > 0
+
+
+@pytest.mark.parametrize("spec", [spec for spec in MOVING if spec not in RESTLESS])
+def test_none_moves_where_memory_lies_idle(spec):
+    assert moves(rollout(spec, "idle")) == 0
+
+
+@pytest.mark.parametrize("spec", [spec for spec in MOVING if spec != "random"])
+def test_equal_episodes_are_decided_alike(spec):
+    config = ServingConfig()
+    episode = open_workloads(config)[0].episode("validation", 10_000)
+    controller = make_controller(spec)
+    core = Core(config)
+    again = [run_episode(controller, core, episode).history for _ in range(2)]
+    assert again[0] == again[1] == rollout(spec, "mix-shift").history
