@@ -37,10 +37,12 @@ _NUMBERED: dict[str, Callable[[float], Controller]] = {
 }
 _LEARNED: dict[str, Callable[[Policy], Controller]] = {"ppo": PpoController}
 
+MOVING_CONTROLLERS = tuple(_PLAIN)
+"""Those that need neither a number nor a file."""
 KNOWN_CONTROLLERS = (
     "static-<kv share>",
     "sglang-<mamba_full_memory_ratio>",
-    *_PLAIN,
+    *MOVING_CONTROLLERS,
     "ppo:<run folder or policy.npz>",
 )
 
@@ -60,6 +62,12 @@ def make_controller(spec: str) -> Controller:
             raise ValueError(f"controller {spec!r}: {text!r} is not a number") from None
         return _NUMBERED[kind](number)
     raise ValueError(f"controller {spec!r} is unknown, expected one of: {', '.join(KNOWN_CONTROLLERS)}")
+
+
+def is_static(name: str) -> bool:
+    """Does a controller of this name keep the split it starts at?"""
+    kind, _, number = name.partition("-")
+    return kind in _NUMBERED and name not in _PLAIN and bool(number)
 
 
 def _policy_file(path: Path) -> Path:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hbmgym.controllers.registry import MOVING_CONTROLLERS
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.envs.traces.trace import TraceError
@@ -30,7 +31,8 @@ class CompareOptions(ServingOptions):
 
     controllers: str = option(
         DEFAULT_CONTROLLERS,
-        "comma-separated: static-<kv_share>, static-grid, sglang-<ratio>, threshold, demand, ppo:<run or policy.npz>",
+        f"comma-separated: static-<kv_share>, static-grid, sglang-<ratio>, {', '.join(MOVING_CONTROLLERS)}, "
+        "ppo:<run or policy.npz>",
     )
     seeds: int = option(10, "episodes per workload")
     split: str = option("validation", "part of the data", choices=("train", "validation", "test", "all"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hbmgym.controllers.registry import make_controller
+from hbmgym.controllers.registry import is_static, make_controller
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.workload import ScenarioWorkload
@@ -88,7 +88,7 @@ class WorkloadResult:
     @property
     def moving(self) -> list[str]:
         """Controllers that may move the split, the oracle not among them."""
-        return [name for name in self.controllers if not name.startswith(("static-", "sglang-")) and name != ORACLE]
+        return [name for name in self.controllers if not is_static(name) and name != ORACLE]
 
     def room(self, key: str) -> float | None:
         """1 - per-phase best / best static, None when either is missing."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hbmgym.controllers.helm.ppo import PpoController
-from hbmgym.controllers.registry import KNOWN_CONTROLLERS, make_controller
+from hbmgym.controllers.registry import MOVING_CONTROLLERS, make_controller
 from hbmgym.controllers.static import StaticController
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
@@ -15,7 +15,6 @@ from hbmgym.eval.rollout import Rollout, run_episode
 
 from .test_registry import constant_policy
 
-MOVING = [spec for spec in KNOWN_CONTROLLERS if "<" not in spec]
 # Answer to what arrives, or to nothing: these move where nothing is short as well.
 RESTLESS = ("random", "demand")
 
@@ -38,7 +37,7 @@ def moves(rollout: Rollout) -> int:
 @pytest.mark.parametrize(
     "controller",
     [
-        *map(make_controller, MOVING),
+        *map(make_controller, MOVING_CONTROLLERS),
         StaticController(0.5),
         StaticController.from_sglang_ratio(0.9),
         PpoController(constant_policy(0.02)),
@@ -53,18 +52,18 @@ def test_an_episode_keeps_every_invariant(controller):
     assert core.done
 
 
-@pytest.mark.parametrize("spec", MOVING)
+@pytest.mark.parametrize("spec", MOVING_CONTROLLERS)
 def test_each_moves_where_traffic_shifts(spec):
     found = rollout(spec, "mix-shift")
     assert moves(found) > 0 and found.cell["bytes_migrated"] > 0
 
 
-@pytest.mark.parametrize("spec", [spec for spec in MOVING if spec not in RESTLESS])
+@pytest.mark.parametrize("spec", [spec for spec in MOVING_CONTROLLERS if spec not in RESTLESS])
 def test_none_moves_where_memory_lies_idle(spec):
     assert moves(rollout(spec, "idle")) == 0
 
 
-@pytest.mark.parametrize("spec", [spec for spec in MOVING if spec != "random"])
+@pytest.mark.parametrize("spec", [spec for spec in MOVING_CONTROLLERS if spec != "random"])
 def test_equal_episodes_are_decided_alike(spec):
     config = ServingConfig()
     episode = open_workloads(config)[0].episode("validation", 10_000)

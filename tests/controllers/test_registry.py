@@ -7,7 +7,7 @@ from hbmgym.controllers.base import HOLD, Controller
 from hbmgym.controllers.helm.policy import Header, Policy, PolicyError
 from hbmgym.controllers.helm.ppo import PpoController
 from hbmgym.controllers.observation import OBSERVATION_SIZE
-from hbmgym.controllers.registry import KNOWN_CONTROLLERS, make_controller
+from hbmgym.controllers.registry import MOVING_CONTROLLERS, is_static, make_controller
 
 from .records import LAYOUT, SETUP, served, served_records
 
@@ -26,7 +26,7 @@ def random_policy() -> Policy:
 
 CONTROLLERS = [
     *(make_controller(spec) for spec in ("static-.5", "sglang-0.9")),
-    *(make_controller(spec) for spec in KNOWN_CONTROLLERS if "<" not in spec),
+    *(make_controller(spec) for spec in MOVING_CONTROLLERS),
     PpoController(random_policy()),
     PpoController(constant_policy(0.3, "absolute")),
 ]
@@ -74,7 +74,7 @@ def test_ppo_steps_from_the_share_it_finds():
         ("static-.5", "static-0.500", 0.5),
         ("static-0.25", "static-0.250", 0.25),
         ("sglang-0.9", "sglang-0.9", 1 / 1.9),
-        *((spec, spec, None) for spec in KNOWN_CONTROLLERS if "<" not in spec),
+        *((spec, spec, None) for spec in MOVING_CONTROLLERS),
     ],
 )
 def test_controllers_are_made_by_name(spec, name, fixed_share):
@@ -105,3 +105,8 @@ def test_unknown_names_list_the_known_ones(spec):
 def test_bad_numbers_are_refused(spec):
     with pytest.raises(ValueError, match="number"):
         make_controller(spec)
+
+
+def test_static_is_who_keeps_the_split_it_starts_at():
+    for controller in CONTROLLERS:
+        assert is_static(controller.name) == (controller.fixed_share is not None)
