@@ -8,6 +8,7 @@ from hbmgym.controllers.bandit import BanditController
 from hbmgym.controllers.base import Controller
 from hbmgym.controllers.convex.controller import ConvexController
 from hbmgym.controllers.demand import DemandController
+from hbmgym.controllers.gradient import GradientController
 from hbmgym.controllers.helm.policy import Policy, PolicyError
 from hbmgym.controllers.helm.ppo import PpoController
 from hbmgym.controllers.moving_average import MovingAverageController
@@ -28,6 +29,7 @@ _PLAIN: dict[str, Callable[[], Controller]] = {
     "moving-average": MovingAverageController,
     "tail-blame": TailBlameController,
     "tail-blame-fast": TailBlameController.fast,
+    "gradient": GradientController,
     "bandit": BanditController,
     "convex": ConvexController,
 }
