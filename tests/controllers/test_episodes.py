@@ -63,7 +63,7 @@ def test_none_moves_where_memory_lies_idle(spec):
     assert moves(rollout(spec, "idle")) == 0
 
 
-@pytest.mark.parametrize("spec", [spec for spec in MOVING_CONTROLLERS if spec != "random"])
+@pytest.mark.parametrize("spec", MOVING_CONTROLLERS)
 def test_equal_episodes_are_decided_alike(spec):
     config = ServingConfig()
     episode = open_workloads(config)[0].episode("validation", 10_000)
