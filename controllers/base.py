@@ -84,7 +84,8 @@ TELEMETRY_TABLE: tuple[tuple[str, str, str], ...] = (
 
 TELEMETRY = np.dtype([(name, "f8") for name, _, _ in TELEMETRY_TABLE])
 
-# HiMA's shadow price, curvature and deferral weight, copied into the kernel as they are.
+# As HiMA's, both pools together: what a byte is worth, in prefill seconds per second and byte; by how much that falls
+# per byte that moves; seconds of work that a request in the queue waits for. Copied into the kernel as they are.
 PRICES = np.dtype([("shadow_price", "f8"), ("curvature", "f8"), ("deferral_weight", "f8")])
 
 

@@ -48,10 +48,10 @@ def fill(budget, starts, widths, slopes, sizes):
     for i in range(len(starts)):
         least += starts[i]
         most += _wanted(i, -math.inf, False, starts, widths, slopes)
-    if least > budget:
+    if least > budget * (1.0 + 1e-12):  # more than by rounding
         return math.nan
     level = math.inf
-    while _total(level, starts, widths, slopes) < min(budget, most):
+    while level > -math.inf and _total(level, starts, widths, slopes) < min(budget, most):
         level = _next_slope(level, widths, slopes)
     left = budget
     for i in range(len(starts)):
@@ -61,7 +61,7 @@ def fill(budget, starts, widths, slopes, sizes):
         more = min(_wanted(i, level, True, starts, widths, slopes) - sizes[i], max(left, 0.0))
         sizes[i] += more
         left -= more
-    return 0.0 if most <= budget else level
+    return level if most > budget and abs(level) < math.inf else 0.0
 
 
 @subkernel

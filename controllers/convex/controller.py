@@ -9,10 +9,11 @@ decisions do not depend on the length of a window.
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from hbmgym.controllers.base import MARGINAL_STEPS, PRICES, TELEMETRY, Decision, Setup
+from hbmgym.controllers.base import PRICES, TELEMETRY, TELEMETRY_TABLE, Decision, Setup
 from hbmgym.controllers.convex.budgeter import charge_moves, fill
 from hbmgym.controllers.convex.utility import CELLS, OFFSETS, POINTS, concave_slopes, erlang_b, recall, remember
 from hbmgym.memory_backend.jit import kernel, subkernel
@@ -23,22 +24,23 @@ from hbmgym.memory_backend.split import Layout
 class ConvexParameters:
     """Ours, chosen on validation seeds of the scenarios mix-shift and steady-chat, unless a source is given."""
 
-    average_s: float = 60.0
-    """Time constant, in seconds, with which the worth of bytes and the load are learned (window of HiMA's LPB)."""
+    average_s: float = 30.0
+    """Time constant, in seconds, with which the worth of bytes and the load are learned."""
     horizon_s: float = 60.0
-    """Seconds within which a move has to pay; what is saved counts for so long."""
-    move_s_per_budget: float = 1.0
-    """Prefill seconds that moving bytes costs beside their transfer, per whole budget: moved bytes are empty at first."""
+    """Seconds within which a move has to pay: what it saves counts for so long (the window of HiMA's LPB)."""
+    move_s_per_budget: float = 2.0
+    """Prefill seconds that moving a whole budget costs: what moves is empty at first."""
     blocked_s: float = 1.0
     """Prefill seconds that a request which finds no slot or page is worth."""
     margin: float = 0.1
     """A pool keeps its live bytes and so many of them more (the forks' active-usage guard)."""
+    cooldown_s: float = 5.0
+    """Seconds between two moves (the early fork reversed none within 5 s)."""
     least_gain: float = 0.05
-    """A move must lower the seconds that more bytes would save by this part, or the next has to wait longer (forks)."""
-    cooldown_s: float = 10.0
-    """Seconds between two moves (the forks' payback planner)."""
-    most_cooldowns: float = 16.0
-    """A wait is never longer than so many cooldowns (forks)."""
+    """Two moves in one direction: unless the first has lowered by this part what its pool could still gain, the wait
+    before the second doubles (the forks' convergence back-off)."""
+    most_cooldowns: float = 4.0
+    """A wait is never longer than so many cooldowns (forks: 16, which costs 1.5 % on mix-shift)."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -48,87 +50,127 @@ class ConvexParameters:
             raise ValueError("convex: average_s and horizon_s must be above 0")
 
 
-_TELEMETRY = np.dtype((np.record, TELEMETRY))
-_FIELDS = tuple(field.name for field in dataclasses.fields(ConvexParameters))
-_PARAMETERS = np.dtype((np.record, [(name, "f8") for name in _FIELDS]))
-# What is learned of the load, in requests and per second.
-_LOAD = np.dtype((np.record, [("running", "f8"), ("arrivals", "f8"), ("finished", "f8"), ("busy", "f8")]))
-# kv_bytes to ask for; worth of a byte (s/s/byte) and its slope (s/s/byte^2); gains of both pools together (s/s).
-_ANSWER = np.dtype((np.record, [("kv_bytes", "f8"), ("price", "f8"), ("curvature", "f8"), ("harm", "f8")]))
-POOLS = 2
+POOLS, MIDDLE = 2, POINTS // 2
+MOST_SERVERS = 4096.0  # requests at once; with more, room for another one is worth nothing
 # Where a pool's gains and costs begin in a Telemetry record.
-_GAINS = tuple(TELEMETRY.names.index(f"{pool}_gain_2pct") for pool in ("kv", "ssm"))
-MIDDLE, STEPS = POINTS // 2, len(MARGINAL_STEPS)
-_COSTS = tuple(TELEMETRY.names.index(f"{pool}_cost_2pct") for pool in ("kv", "ssm"))
+_PLACES = {name: place for place, (name, _, _) in enumerate(TELEMETRY_TABLE)}
+_GAINS = (_PLACES["kv_gain_2pct"], _PLACES["ssm_gain_2pct"])
+_COSTS = (_PLACES["kv_cost_2pct"], _PLACES["ssm_cost_2pct"])
+
+_TELEMETRY = np.dtype((np.record, TELEMETRY))
+_PARAMETERS = tuple(field.name for field in dataclasses.fields(ConvexParameters))
+_SETTINGS = np.dtype((np.record, [(name, "f8") for name in (*_PARAMETERS, "page_bytes", "least_share", "most_share")]))
+# What is learned of the load, then what the last decision found: bytes of the KV pool to ask for, the worth of a byte
+# (s/s/byte), how fast that falls, both pools together (s/s/byte^2), and what either pool could still gain (s/s).
+_REMEMBERED = ("running", "arrivals", "finished", "busy")
+_FOUND = ("kv_bytes", "price", "curvature", "kv_gain", "ssm_gain")
+_MEMORY = np.dtype((np.record, [(name, "f8") for name in (*_REMEMBERED, *_FOUND)]))
+
+
+class _Work(NamedTuple):
+    """Arrays that a decision writes over; bytes of a pool have shape (POOLS,)."""
+
+    sizes: np.ndarray
+    least: np.ndarray
+    most: np.ndarray
+    request_bytes: np.ndarray
+    values: np.ndarray
+    """(POINTS,)"""
+    widths: np.ndarray
+    """(POOLS, POINTS - 1), as the next."""
+    slopes: np.ndarray
+
+
+def _make_work() -> _Work:
+    sizes, least, most, request_bytes = np.zeros((4, POOLS))
+    widths, slopes = np.zeros((2, POOLS, POINTS - 1))
+    return _Work(sizes, least, most, request_bytes, np.zeros(POINTS), widths, slopes)
 
 
 @subkernel
-def _learn(values, t, p, cells, load):
-    seconds = max(t.window_s, 0.0)
-    weight = -math.expm1(-seconds / p.average_s)
-    load.running += weight * (t.running - load.running)
-    load.arrivals += weight * (t.arrivals_per_s - load.arrivals)
-    load.finished += weight * (t.finished_per_s - load.finished)
-    load.busy += weight * (t.busy_fraction - load.busy)
-    shares = (t.kv_share_effective, 1.0 - t.kv_share_effective)
+def _learn(record, t, settings, cells, memory):
+    weight = -math.expm1(-max(t.window_s, 0.0) / settings.average_s)
+    memory.running += weight * (t.running - memory.running)
+    memory.arrivals += weight * (t.arrivals_per_s - memory.arrivals)
+    memory.finished += weight * (t.finished_per_s - memory.finished)
+    memory.busy += weight * (t.busy_fraction - memory.busy)
     for pool in range(POOLS):
-        gains = values[_GAINS[pool] : _GAINS[pool] + STEPS]
-        costs = values[_COSTS[pool] : _COSTS[pool] + STEPS]
-        remember(cells[pool], shares[pool], gains, costs, weight)
+        share = t.kv_share_effective if pool == 0 else 1.0 - t.kv_share_effective
+        remember(cells[pool], share, record, _GAINS[pool], _COSTS[pool], weight)
 
 
 @subkernel
-def _add_admission(values, size_bytes, budget_bytes, request_bytes, load, blocked_s):
+def _look_at_pools(t, settings, work):
+    """Bytes of both pools: what they have, what a request takes, the least and the most that they may have."""
+    keep = 1.0 + settings.margin
+    kv_live, ssm_live = t.kv_live * settings.page_bytes, t.ssm_live * t.slot_bytes
+    work.sizes[0] = t.kv_share_effective * t.budget_bytes
+    work.sizes[1] = t.budget_bytes - work.sizes[0]
+    work.request_bytes[0] = kv_live / t.running if t.running > 0.0 else 0.0
+    work.request_bytes[1] = t.slots_per_request * t.slot_bytes
+    work.most[0] = settings.most_share * t.budget_bytes
+    work.most[1] = (1.0 - settings.least_share) * t.budget_bytes
+    # A pool that has less than it should keep is at least not shrunk.
+    work.least[0] = min(max(t.budget_bytes - work.most[1], kv_live * keep), work.sizes[0])
+    work.least[1] = min(max(t.budget_bytes - work.most[0], ssm_live * keep), work.sizes[1])
+
+
+@subkernel
+def _add_admission(values, size_bytes, budget_bytes, request_bytes, memory, blocked_s):
     """Less what requests cost that find no room: `size_bytes` is the pool, of which a request takes `request_bytes`."""
-    if load.running <= 0.0 or load.finished <= 0.0 or request_bytes <= 0.0:
+    if memory.running <= 0.0 or memory.finished <= 0.0 or request_bytes <= 0.0:
         return
-    # By Little's law; what is held back now would run as well.
-    offered = load.running * min(max(load.arrivals / load.finished, 1.0), 2.0)
+    # Little's law; what is held back now would run as well.
+    offered = memory.running * min(max(memory.arrivals / memory.finished, 1.0), 2.0)
+    whole, blocked = 0, 1.0
     for i in range(POINTS):
-        servers = max(size_bytes + OFFSETS[i] * budget_bytes, 0.0) / request_bytes
-        values[i] -= blocked_s * load.arrivals * erlang_b(servers, offered)
+        servers = min(max(size_bytes + OFFSETS[i] * budget_bytes, 0.0) / request_bytes, MOST_SERVERS)
+        blocked = erlang_b(offered, whole, blocked, int(servers))
+        whole = int(servers)
+        following = erlang_b(offered, whole, blocked, whole + 1)
+        # In straight lines between whole numbers of servers, the loss stays convex.
+        values[i] -= blocked_s * memory.arrivals * (blocked + (servers - whole) * (following - blocked))
 
 
 @subkernel
-def _cut(now, least, most, budget_bytes, widths, pool):
-    """Pieces between the points around `now`, cut to what the pool may have; what lies below them it keeps."""
-    begin = min(max(now + OFFSETS[0] * budget_bytes, least[pool]), most[pool])
-    least[pool] = begin
+def _cut(pool, budget_bytes, work):
+    """Pieces between the points around the present size, cut to what the pool may have; below them it keeps all."""
+    now, least, most = work.sizes[pool], work.least[pool], work.most[pool]
+    begin = min(max(now + OFFSETS[0] * budget_bytes, least), most)
+    work.least[pool] = begin
     for j in range(POINTS - 1):
-        end = min(max(now + OFFSETS[j + 1] * budget_bytes, least[pool]), most[pool])
-        widths[pool, j] = end - begin
+        end = min(max(now + OFFSETS[j + 1] * budget_bytes, least), most)
+        work.widths[pool, j] = end - begin
         begin = end
 
 
 @kernel
-def _decide(values, parameters, sizes, request_bytes, least, most, cells, load_values, points, pieces, answer_values):
-    """Learn from the window that ends, then divide the budget.
-
-    float64: `sizes`, `request_bytes`, `least`, `most` (pools,) are bytes of a pool: now, of one request, and its bounds;
-    `points` (POINTS,), `pieces` (2, pools, POINTS - 1) and `sizes` are written over.
-    """
-    t = values.view(_TELEMETRY)[0]
-    p = parameters.view(_PARAMETERS)[0]
-    load = load_values.view(_LOAD)[0]
-    answer = answer_values.view(_ANSWER)[0]
-    _learn(values, t, p, cells, load)
-    answer.harm, answer.curvature = 0.0, 0.0
-    widths, slopes = pieces[0], pieces[1]
+def _decide(record, setting_values, cells, memory_values, work):
+    """Learn from the window that ends, then divide the budget; see _MEMORY for what is found."""
+    t = record.view(_TELEMETRY)[0]
+    settings = setting_values.view(_SETTINGS)[0]
+    memory = memory_values.view(_MEMORY)[0]
+    _learn(record, t, settings, cells, memory)
+    _look_at_pools(t, settings, work)
+    budget = t.budget_bytes
+    memory.curvature = 0.0
     for pool in range(POOLS):
-        recall(cells[pool], sizes[pool] / t.budget_bytes, points)
-        answer.harm += points[POINTS - 1]
-        _add_admission(points, sizes[pool], t.budget_bytes, request_bytes[pool], load, p.blocked_s)
-        concave_slopes(OFFSETS, points, slopes[pool])
-        before, after = slopes[pool, MIDDLE - 1], slopes[pool, MIDDLE]
-        answer.curvature += (before - after) / (0.5 * (OFFSETS[MIDDLE + 1] - OFFSETS[MIDDLE - 1]))
-        _cut(sizes[pool], least, most, t.budget_bytes, widths, pool)
+        recall(cells[pool], work.sizes[pool] / budget, work.values)
+        if pool == 0:
+            memory.kv_gain = work.values[POINTS - 1]
+        else:
+            memory.ssm_gain = work.values[POINTS - 1]
+        _add_admission(work.values, work.sizes[pool], budget, work.request_bytes[pool], memory, settings.blocked_s)
+        slopes = work.slopes[pool]
+        concave_slopes(OFFSETS, work.values, slopes)
+        bend = (slopes[MIDDLE - 1] - slopes[MIDDLE]) / (0.5 * (OFFSETS[MIDDLE + 1] - OFFSETS[MIDDLE - 1]))
+        memory.curvature += bend / (budget * budget)
+        _cut(pool, budget, work)
         for j in range(POINTS - 1):
-            slopes[pool, j] *= p.horizon_s / t.budget_bytes
-    charge_moves(2.0 * p.move_s_per_budget / t.budget_bytes, sizes, least, widths, slopes)
-    level = fill(t.budget_bytes, least, widths, slopes, sizes)
-    answer.kv_bytes = sizes[0]
-    answer.price = level / p.horizon_s
-    answer.curvature /= t.budget_bytes * t.budget_bytes
+            slopes[j] *= settings.horizon_s / budget
+    charge_moves(settings.move_s_per_budget / budget, work.sizes, work.least, work.widths, work.slopes)
+    memory.price = fill(budget, work.least, work.widths, work.slopes, work.sizes) / settings.horizon_s
+    memory.kv_bytes = work.sizes[0]
 
 
 class ConvexController:
@@ -142,72 +184,60 @@ class ConvexController:
 
     def reset(self, setup: Setup) -> None:
         self._setup = setup
-        self._parameters = np.array(dataclasses.astuple(self.parameters))
+        layout, bounds = setup.layout, setup.kv_share_bounds
+        self._settings = np.array([*dataclasses.astuple(self.parameters), layout.page_bytes, *bounds], np.float64)
         self._cells = np.zeros((POOLS, CELLS))
-        self._load, self._answer = np.zeros(len(_LOAD)), np.zeros(len(_ANSWER))
-        self._sizes, self._request_bytes = np.zeros(POOLS), np.zeros(POOLS)
-        self._least, self._most = np.zeros(POOLS), np.zeros(POOLS)
-        self._points, self._pieces = np.zeros(POINTS), np.zeros((2, POOLS, POINTS - 1))
-        self._prices = np.zeros(1, PRICES).view(np.recarray)[0]
-        self._moved_s, self._harm, self._cooldowns = -math.inf, math.inf, 1.0
+        self._memory_values = np.zeros(len(_REMEMBERED) + len(_FOUND))
+        self._memory = self._memory_values.view(_MEMORY)[0]
+        self._work = _make_work()
+        self._prices = np.zeros(1, PRICES).view(np.recarray)
+        self._brake = _Brake(self.parameters)
 
     def act(self, telemetry: np.record) -> Decision:
-        self._look(telemetry)
-        _decide(
-            np.frombuffer(telemetry, np.float64),
-            self._parameters,
-            self._sizes,
-            self._request_bytes,
-            self._least,
-            self._most,
-            self._cells,
-            self._load,
-            self._points,
-            self._pieces,
-            self._answer,
-        )
+        _decide(np.frombuffer(telemetry, np.float64), self._settings, self._cells, self._memory_values, self._work)
         return Decision(self._share(telemetry), self._publish())
-
-    def _look(self, telemetry: np.record) -> None:
-        """Bytes of both pools: what they have, what a request takes, what they must and may have."""
-        layout, setup = self._setup.layout, self._setup
-        budget = float(layout.budget_bytes)
-        kv, low, high = (budget * x for x in (float(telemetry["kv_share_effective"]), *setup.kv_share_bounds))
-        live = float(telemetry["kv_live"]) * layout.page_bytes, float(telemetry["ssm_live"]) * layout.slot_bytes
-        keep = 1.0 + self.parameters.margin
-        self._sizes[:] = kv, budget - kv
-        running = float(telemetry["running"])
-        self._request_bytes[:] = live[0] / running if running else 0.0, setup.slots_per_request * layout.slot_bytes
-        # A pool that already has less than it should keep is at least not shrunk.
-        self._least[:] = min(max(low, live[0] * keep), kv), min(max(budget - high, live[1] * keep), budget - kv)
-        self._most[:] = high, budget - low
 
     def _share(self, telemetry: np.record) -> float | None:
         """The share to ask for, None to keep the present one."""
-        layout, p = self._setup.layout, self.parameters
-        kv_bytes, now_s = float(self._answer[0]), float(telemetry["time_s"])
-        if telemetry["moving_chunks"] or now_s - self._moved_s < p.cooldown_s * self._cooldowns:
+        if telemetry["moving_chunks"]:
             return None
-        slots = _rounded(layout.slots(float(telemetry["kv_share_requested"])), kv_bytes, layout)
-        share = layout.share(slots)
-        if share == telemetry["kv_share_requested"]:
+        layout, memory = self._setup.layout, self._memory
+        now = float(telemetry["kv_share_requested"])
+        share = layout.share(_rounded(now, float(memory["kv_bytes"]), layout))
+        if share == now:
             return None
-        harm = float(self._answer[3])
-        helped = harm <= (1.0 - p.least_gain) * self._harm
-        self._cooldowns = 1.0 if helped else min(2.0 * self._cooldowns, max(p.most_cooldowns, 1.0))
-        self._harm, self._moved_s = harm, now_s
-        return share
+        gain = float(memory["kv_gain"] if share > now else memory["ssm_gain"])
+        return share if self._brake.allows(share > now, gain, float(telemetry["time_s"])) else None
 
     def _publish(self) -> np.record:
-        prices = self._prices
-        prices.shadow_price, prices.curvature = self._answer[1], self._answer[2]
-        finished = self._load[2]
-        prices.deferral_weight = self._load[3] / finished if finished > 0.0 else 0.0
-        return prices
+        memory, finished = self._memory, float(self._memory["finished"])
+        work_s = float(memory["busy"]) / finished if finished > 0.0 else 0.0
+        self._prices[0] = (memory["price"], memory["curvature"], work_s)
+        return self._prices[0]
 
 
-def _rounded(slots: int, kv_bytes: float, layout: Layout) -> int:
-    """The slots of the split that is nearest to `kv_bytes` on the side of the present one, which has `slots`."""
+class _Brake:
+    """Waits between moves, longer while they do not help."""
+
+    def __init__(self, parameters: ConvexParameters) -> None:
+        self._parameters = parameters
+        self._moved_s, self._to_kv, self._gain, self._waits = -math.inf, False, math.inf, 1.0
+
+    def allows(self, to_kv: bool, gain: float, now_s: float) -> bool:
+        """May bytes move now, and to that pool, which could still gain so much? If so, they do."""
+        p = self._parameters
+        stuck = to_kv == self._to_kv and gain > (1.0 - p.least_gain) * self._gain
+        waits = min(2.0 * self._waits, max(p.most_cooldowns, 1.0)) if stuck else 1.0
+        if now_s - self._moved_s < p.cooldown_s * waits:
+            return False
+        self._moved_s, self._to_kv, self._gain, self._waits = now_s, to_kv, gain, waits
+        return True
+
+
+def _rounded(share: float, kv_bytes: float, layout: Layout) -> int:
+    """Slots of the split nearest to `kv_bytes` on the side of the realised `share`."""
     wanted = (layout.budget_bytes - kv_bytes) / layout.slot_bytes
-    rounded = math.floor(wanted + 1e-9) if wanted > slots else math.ceil(wanted - 1e-9)
-    return min(max(rounded, layout.min_slots), layout.max_slots)
+    present = (1.0 - share) * layout.budget_bytes // layout.slot_bytes  # whole chunks may hold less than a slot more
+    if abs(wanted - present) < 1.0:
+        return layout.slots(share)
+    return min(max(math.floor(wanted) if wanted > present else math.ceil(wanted), layout.min_slots), layout.max_slots)

@@ -34,36 +34,31 @@ def concave_slopes(points, values, slopes):
 
 
 @kernel
-def erlang_b(servers, load):
-    """The part of arrivals that find all of `servers` taken: B_k = a B_{k-1} / (k + a B_{k-1}), B_0 = 1, for an offered
-    load of a. Between whole numbers it is interpolated, which keeps it convex."""
-    if load <= 0.0:
-        return 0.0
-    blocked = 1.0
-    whole = int(servers)
-    for k in range(1, whole + 1):
+def erlang_b(load, servers, blocked, more):
+    """The part of arrivals that find all of `more` servers taken, when `blocked` of them do with `servers`, at most as
+    many: B_k = a B_{k-1} / (k + a B_{k-1}), B_0 = 1, for an offered load of a."""
+    for k in range(servers + 1, more + 1):
         blocked = load * blocked / (k + load * blocked)
-    following = load * blocked / (whole + 1 + load * blocked)
-    return blocked + (servers - whole) * (following - blocked)
+    return blocked
 
 
 @subkernel
-def remember(cells, share, gains, costs, weight):
-    """Let the slopes around `share` of the budget move by `weight` towards those of gains and costs, (steps,) each.
+def remember(cells, share, record, gains, costs, weight):
+    """Let the worth of bytes around `share` of the budget move by `weight` towards what a Telemetry record says, in
+    which the pool's gains and costs begin at `gains` and `costs`.
 
     `cells` has shape (CELLS,): seconds saved per second and budget, where a pool has the share in the middle of a cell.
     A pool that has moved still knows what it saw where it was.
     """
-    steps = len(gains)
     for cell in range(CELLS):
         offset = (cell + 0.5) / CELLS - share
         side = gains if offset >= 0.0 else costs
-        for step in range(steps):
-            if abs(offset) <= MARGINAL_STEPS[step]:
-                before = MARGINAL_STEPS[step - 1] if step > 0 else 0.0
-                worth = side[step] - (side[step - 1] if step > 0 else 0.0)
-                cells[cell] += weight * (worth / (MARGINAL_STEPS[step] - before) - cells[cell])
-                break
+        inner, worth_inside = 0.0, 0.0
+        for step in range(len(MARGINAL_STEPS)):
+            outer, worth = MARGINAL_STEPS[step], record[side + step]
+            if inner <= abs(offset) < outer:
+                cells[cell] += weight * ((worth - worth_inside) / (outer - inner) - cells[cell])
+            inner, worth_inside = outer, worth
 
 
 @subkernel
