@@ -34,4 +34,4 @@ def draw_map(path: Path, results: Sequence[CaseResult]) -> None:
         panels[0].legend(fontsize=6)
     figure.supxlabel("kv_share", fontsize=8)
     figure.supylabel("mean cost", fontsize=8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=90)
