@@ -58,7 +58,7 @@ def _draw_references(folder: Path, comparison: Comparison, steps: int) -> None:
                 if name in result.controllers:
                     gap = result.mean("ppo", "cost") / result.mean(name, "cost") - 1.0
                     writer.add_scalar(f"eval/{result.name}/{tag}", gap, steps)
-        references = (result.best_static, "sglang-0.9", "threshold", "demand", ORACLE)
+        references = (result.best_static, "sglang-0.9", "threshold", "demand", "gradient", "convex", ORACLE)
         for name in (name for name in result.controllers if name in references):
             with SummaryWriter(str(folder / "references" / f"{result.name}-{name}")) as writer:
                 for (tag, key), step in itertools.product(CURVES.items(), (0, steps)):
