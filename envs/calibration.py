@@ -52,38 +52,48 @@ def class_rates(scenario: str, config: ServingConfig) -> Mapping[str, float]:
 
 def class_rate(group: AnyTraffic, config: ServingConfig) -> float:
     """Requests per second of one class alone, as `class_rates` has it."""
-    # A static split never decides, so how often a controller may is no part of the question. Nor are policies: traffic
-    # must be the same under all of them.
+    config = _as_calibrated(config)
+    key, name = calibration_key(group, config), f"class {group.name}"
+    return LOAD_FACTOR * _remembered(key, "requests_per_s", name, config, lambda: find_largest_rate(group, config))
+
+
+def trace_load(trace: Trace, config: ServingConfig) -> float:
+    """The load of a recorded trace: found earlier on this computer, or found now. ValueError where there is none."""
+    config = _as_calibrated(config)
+    key = _key("load", trace.digest, setup_hash(config))
+    return LOAD_FACTOR * _remembered(key, "load", trace.name, config, lambda: find_largest_load(trace, config))
+
+
+def _as_calibrated(config: ServingConfig) -> ServingConfig:
+    """A static split never decides, so how often a controller may is no part of the question. Nor are policies: traffic
+    must be the same under all of them."""
     default = ServingConfig()
-    config = dataclasses.replace(
+    return dataclasses.replace(
         config,
         window_s=WINDOW_S,
         policies=default.policies,
         eviction_epoch_s=default.eviction_epoch_s,
         flop_weight=default.flop_weight,
     )
-    return LOAD_FACTOR * _largest_rate(group, config)
 
 
-def _largest_rate(group: AnyTraffic, config: ServingConfig) -> float:
-    key = calibration_key(group, config)
+def _remembered(key: str, field: str, name: str, config: ServingConfig, find: Callable[[], float]) -> float:
     for table in (SHIPPED, _own_table()):
-        rates = _read(table)
-        if key in rates:
-            return _usable(rates[key]["requests_per_s"], group, config)
-    print(
-        f"calibrating class {group.name} for {config.model} on {config.gpu} with {config.hbm_gib:g} GiB (once)",
-        file=sys.stderr,
-        flush=True,
-    )
-    rate = find_largest_rate(group, config)
-    remember_rate(_own_table(), group, config, rate)
-    return _usable(rate, group, config)
+        if key in (rates := _read(table)):
+            return _usable(rates[key][field], name, config)
+    where = f"{config.model} on {config.gpu} with {config.hbm_gib:g} GiB"
+    print(f"calibrating {name} for {where} (once)", file=sys.stderr, flush=True)
+    rate = find()
+    _remember(_own_table(), key, name, config, {field: rate})
+    return _usable(rate, name, config)
 
 
-def _usable(rate: float, group: AnyTraffic, config: ServingConfig) -> float:
+def _usable(rate: float, name: str, config: ServingConfig) -> float:
     if rate == NO_RATE:
-        raise _hopeless(f"class {group.name}", config)
+        raise ValueError(
+            f"{name} misses its SLOs at any rate with {config.model} on {config.gpu} and {config.hbm_gib:g} GiB: raise "
+            "hbm_gib or choose another model or GPU"
+        )
     return rate
 
 
@@ -101,15 +111,22 @@ def _read(table: Path) -> dict[str, dict[str, float]]:
 
 def calibration_key(group: AnyTraffic, config: ServingConfig) -> str:
     """Of everything that the rate depends on."""
-    facts = json.dumps([repr(group), setup_hash(config), WARMUP_S, MEASURED_S], sort_keys=True)
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+    return _key(repr(group), setup_hash(config), WARMUP_S, MEASURED_S)
+
+
+def _key(*facts: str | float) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def remember_rate(table: Path, group: AnyTraffic, config: ServingConfig, rate: float) -> None:
     """Add a rate to a table of rates."""
+    _remember(table, calibration_key(group, config), f"class {group.name}", config, {"requests_per_s": rate})
+
+
+def _remember(table: Path, key: str, name: str, config: ServingConfig, found: Mapping[str, float]) -> None:
     rates = _read(table)
-    where = {"class": group.name, "model": config.model, "gpu": config.gpu, "hbm_gib": config.hbm_gib}
-    rates[calibration_key(group, config)] = {**where, "requests_per_s": rate}  # type: ignore[dict-item]
+    where = {"of": name, "model": config.model, "gpu": config.gpu, "hbm_gib": config.hbm_gib}
+    rates[key] = {**where, **found}  # type: ignore[dict-item]
     try:
         table.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(table, (json.dumps(rates, indent=1, sort_keys=True) + "\n").encode())
@@ -125,29 +142,24 @@ def find_largest_rate(group: AnyTraffic, config: ServingConfig) -> float:
         tokens = config.page_tokens
         return [compose_generated(trace, seed=seed, page_tokens=tokens, warmup_s=WARMUP_S) for seed, trace in traces]
 
-    try:
-        return _Search(config, episodes).largest()
-    except TraceError:  # sought down to where none arrives
-        return NO_RATE
+    return _found(_Search(config, episodes))
 
 
 def find_largest_load(trace: Trace, config: ServingConfig) -> float:
-    """The multiplier of a recorded trace's rate up to which the best static split keeps the goodput, at most 1."""
+    """The multiplier of a recorded trace's rate up to which the best static split keeps the goodput, at most 1; NO_RATE
+    when there is none."""
 
     def episodes(load: float) -> list[Episode]:
         return [compose(trace, part="train", seed=seed, page_tokens=config.page_tokens, load=load) for seed in SEEDS]
 
-    load = _Search(config, episodes).largest(at_most=1.0)
-    if load == NO_RATE:
-        raise _hopeless(trace.name, config)
-    return load
+    return _found(_Search(config, episodes), at_most=1.0)
 
 
-def _hopeless(name: str, config: ServingConfig) -> ValueError:
-    return ValueError(
-        f"{name} misses its SLOs at any rate with {config.model} on {config.gpu} and {config.hbm_gib:g} GiB: raise "
-        "hbm_gib or choose another model or GPU"
-    )
+def _found(search: "_Search", at_most: float = float("inf")) -> float:
+    try:
+        return search.largest(at_most)
+    except TraceError:  # sought down to where none arrives
+        return NO_RATE
 
 
 class _Search:

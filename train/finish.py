@@ -9,7 +9,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from hbmgym.controllers.registry import make_controller
-from hbmgym.envs.calibration import LOAD_FACTOR, find_largest_load
+from hbmgym.envs.calibration import trace_load
 from hbmgym.envs.serving.config import GIB, ServingConfig
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.episode import Loop
@@ -91,7 +91,7 @@ def _scaled_workload(options: TrainOptions, config: ServingConfig) -> Workload:
     loop: Loop = options.loop  # type: ignore[assignment]
     if options.trace and not options.scenario:
         trace = load_trace(Path(options.trace[0]))
-        return TraceWorkload(trace, LOAD_FACTOR * find_largest_load(trace, config), config.page_tokens, loop)
+        return TraceWorkload(trace, trace_load(trace, config), config.page_tokens, loop)
     return open_workloads(config, scenarios=options.scenario[:1], loop=loop)[0]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hbmgym.envs.calibration import LOAD_FACTOR, find_largest_load
+from hbmgym.envs.calibration import trace_load
 from hbmgym.envs.platforms import Platform
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.workload import TraceWorkload, Workload, open_workloads
@@ -35,7 +35,7 @@ class Case:
         if self.scenario:
             self.workload()  # finds rates that are not known yet, and keeps them
             return self
-        load = LOAD_FACTOR * find_largest_load(load_trace(Path(self.trace)), self.platform.config)
+        load = trace_load(load_trace(Path(self.trace)), self.platform.config)
         return dataclasses.replace(self, load=load)
 
     def workload(self) -> Workload:

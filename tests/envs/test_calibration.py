@@ -18,6 +18,7 @@ from hbmgym.envs.calibration import (
     find_largest_load,
     find_largest_rate,
     remember_rate,
+    trace_load,
 )
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
@@ -73,9 +74,9 @@ def test_a_table_keeps_what_it_has(shipped):
     remember_rate(shipped, BOOK, CONFIG, 0.5)
     remember_rate(shipped, CHAT, CONFIG, 4.0)
     rows = json.loads(shipped.read_text()).values()
-    assert sorted((row["class"], row["model"], row["requests_per_s"]) for row in rows) == [
-        ("chat", "qwen3.5-4b", 4.0),
-        ("document", "qwen3.5-4b", 0.5),
+    assert sorted((row["of"], row["model"], row["requests_per_s"]) for row in rows) == [
+        ("class chat", "qwen3.5-4b", 4.0),
+        ("class document", "qwen3.5-4b", 0.5),
     ]
 
 
@@ -123,3 +124,18 @@ def test_a_class_that_always_misses_is_refused_and_not_searched_again(shipped, t
 def test_a_recorded_trace_that_fits_keeps_its_load(tmp_path):
     trace = load_trace(write_trace(tmp_path / "own.jsonl", rate_per_s=0.1))
     assert find_largest_load(trace, dataclasses.replace(CONFIG, hbm_gib=2.0)) == 1.0
+
+
+def test_the_load_of_a_trace_is_found_once(shipped, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trace = load_trace(write_trace(tmp_path / "own.jsonl", rate_per_s=0.1))
+    config = dataclasses.replace(CONFIG, hbm_gib=2.0)
+    assert [trace_load(trace, config) for _ in range(2)] == [LOAD_FACTOR, LOAD_FACTOR]
+    assert capsys.readouterr().err.count("calibrating own") == 1
+
+
+def test_a_trace_that_always_misses_is_refused(shipped, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trace = load_trace(write_trace(tmp_path / "own.jsonl", rate_per_s=0.1))
+    with pytest.raises(ValueError, match="own misses its SLOs at any rate"):
+        trace_load(trace, dataclasses.replace(CONFIG, tpot_slo_factor=1e-6))
