@@ -250,14 +250,14 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         }
 
 
-_NESTED = ("policies", "constants", "migrate")
+_NESTED = ("policies", "constants", "migrate", "priced")
 
 
 def serving_config(settings: Mapping[str, Any]) -> ServingConfig:
     """A configuration from fields that may come from JSON.
 
-    `policies`, `constants` and `migrate` are mappings, what they leave out is as in the defaults; `policies` may also
-    be text like 'eviction=lru,...'. Raises a one-line ValueError that names the field.
+    `policies`, `constants`, `migrate` and `priced` are mappings, what they leave out is as in the defaults; `policies`
+    may also be text like 'eviction=lru,...'. Raises a one-line ValueError that names the field.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(ServingConfig)}
     given = {}

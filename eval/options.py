@@ -52,8 +52,8 @@ class ServingOptions:
     costs: str = option("", "costs.json of eval/gpu_check.py: measured costs of moves and copies", metavar="FILE")
     policies: str = option(
         "eviction=lru,admission=fcfs,on_shortage=evict",
-        "rules of the engine, equal for every controller; on_shortage: evict, migrate (AVMP) or float (SGLang's one "
-        "buffer)",
+        "rules of the engine, equal for every controller; on_shortage: evict, migrate (AVMP), float (SGLang's one "
+        "buffer) or priced (HiMA's Admitter)",
     )
 
     def serving_config(self) -> ServingConfig:

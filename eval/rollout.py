@@ -65,6 +65,8 @@ def run_episode(
         decisions_s.append(time.perf_counter() - before)
         if decision.kv_share is not None:
             core.request_split(decision.kv_share)
+        if decision.prices is not None:
+            core.set_prices(decision.prices)
         telemetry = core.run_window()
         for name, values in history.items():
             values.append(float(telemetry[name]))
@@ -108,7 +110,16 @@ def _cell(name: str, core: Core, episode: Episode, history: dict[str, list[float
         "concurrency_cap_min": int(caps.min()),
         "setup_hash": setup,
         "cell_hash": cell_hash(setup, episode),
+        **(_admissions(core) if core.config.policies.on_shortage == "priced" else {}),
     }
+
+
+def _admissions(core: Core) -> Cell:
+    """What on_shortage=priced did with the queue's heads, and log2 of the median ratio of its two least prices, rounded
+    down; None where it never had a choice."""
+    decisions = np.cumsum(core.price_ratios)
+    median = int(np.searchsorted(decisions, decisions[-1] / 2)) if decisions[-1] else None
+    return {**core.actions, "price_ratio_log2": median}
 
 
 def cell_hash(setup: str, episode: Episode) -> str:

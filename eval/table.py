@@ -2,10 +2,12 @@
 
 import sys
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from hbmgym.envs.serving.config import GIB
+from hbmgym.envs.serving.state import ACTION_NAMES
 from hbmgym.eval.comparison import Comparison, WorkloadResult
 from hbmgym.eval.intervals import mean_interval, relative_difference
 
@@ -42,6 +44,8 @@ def summary_lines(result: WorkloadResult) -> list[str]:
         shares = result.mean(name, "kv_share_min"), result.mean(name, "kv_share_max")
         gib = result.mean(name, "bytes_migrated") / GIB
         lines.append(f"{name}: kv_share {shares[0]:.3f} to {shares[1]:.3f}, {gib:.1f} GiB moved per episode")
+    if "price_ratio_log2" in result.cells[0]:
+        lines.append(_actions(result))
     if best is not None:
         for name in result.moving:
             for reference in filter(None, (best, "sglang-0.9" if "sglang-0.9" in result.controllers else None)):
@@ -63,6 +67,15 @@ def backend_lines(comparison: Comparison) -> list[str]:
                 f"{stamps:,} stamps read back and right"
             )
     return lines
+
+
+def _actions(result: WorkloadResult) -> str:
+    """What on_shortage=priced did, over all rows."""
+    counts = {name: sum(cell[name] for cell in result.cells) for name in ACTION_NAMES}
+    shares = (f"{name.replace('_', '-')} {n / max(sum(counts.values()), 1):.1%}" for name, n in counts.items())
+    medians = [cell["price_ratio_log2"] for cell in result.cells if cell["price_ratio_log2"] is not None]
+    ratio = f"at least {2 ** int(np.median(medians))} times dearer" if medians else "never there"
+    return f"priced, all rows: {', '.join(shares)}; second cheapest (median): {ratio}"
 
 
 def _against(result: WorkloadResult, name: str, reference: str) -> str:

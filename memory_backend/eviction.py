@@ -86,6 +86,39 @@ def leave(pool, entry):
         _take_out(pool, entry)
 
 
+@subkernel
+def look_further(pool):
+    """The entry that would go after all that were looked at since `look_away`; NONE when there is none.
+
+    Nothing is evicted. By value, what was looked at is out of the heap until `look_away`.
+    """
+    meta = pool.meta
+    entry = first_victim(pool)
+    if meta.order == LRU:
+        if meta.looked_at != NONE:
+            entry = pool.entries[meta.looked_at].next
+    elif entry != NONE:
+        parent = pool.ranks[entry].parent
+        end_rank(pool, entry)
+        pool.ranks[entry].parent = parent
+        leave(pool, entry)
+        pool.entries[entry].next = meta.looked_at
+    if entry != NONE:
+        meta.looked_at = entry
+    return entry
+
+
+@subkernel
+def look_away(pool):
+    """Put all that was looked at back to where it was in the order."""
+    if pool.meta.order != LRU:
+        entry = pool.meta.looked_at
+        while entry != NONE:
+            _put_back(pool, entry)
+            entry = pool.entries[entry].next
+    pool.meta.looked_at = NONE
+
+
 def eviction_order(pool: Any) -> list[int]:
     """The entries that may be evicted now, next one first."""
     if pool.meta.order != LRU:
@@ -186,6 +219,23 @@ def end_rank(pool, entry):
     pool.ranks[parent].value = _value(pool, parent)
     _put(pool, 0, parent)
     _sift_down(pool, 0)
+
+
+@subkernel
+def _put_back(pool, entry):
+    """Undo that an entry left the order as its first; whatever left later is back."""
+    rank = pool.ranks[entry]
+    place = np.int32(NONE)
+    if rank.parent != NONE:
+        pool.ranks[rank.parent].continued += 1
+        place = pool.ranks[rank.parent].place
+    if place == NONE:
+        offer(pool, entry)
+    else:
+        pool.ranks[rank.parent].place = NONE
+        rank.value = _value(pool, entry)
+        _put(pool, place, entry)
+        _sift_up(pool, place)
 
 
 @subkernel

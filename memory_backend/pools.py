@@ -36,6 +36,7 @@ POOL_META = np.dtype(
         ("order", "i8"),  # in which cached entries go (eviction.py)
         ("evict_first", "i8"),  # lru: ends of the list
         ("evict_last", "i8"),
+        ("looked_at", "i8"),  # the last one of a look at who would go next, NONE: nobody looks
         # orders by value
         ("heap_size", "i8"),
         ("uses", "i8"),
@@ -93,7 +94,7 @@ def make_pool(pool: int, block_bytes: int, chunk_bytes: int, chunks: int, total_
     meta.chunks = meta.target_chunks = chunks
     meta.capacity = meta.limit = chunks * chunk_bytes // block_bytes
     meta.age_bits = age_bits(blocks)
-    meta.order, meta.evict_first, meta.evict_last = order, NONE, NONE
+    meta.order, meta.evict_first, meta.evict_last, meta.looked_at = order, NONE, NONE, NONE
     entries = np.zeros(blocks, ENTRY).view(np.recarray)
     entries["block"] = entries["key"] = entries["prev"] = NONE
     entries["next"] = np.arange(1, blocks + 1)

@@ -36,7 +36,7 @@ PAGE_ID = np.dtype(
     [
         ("page", "i4"),
         ("snapshot", "i4"),
-        ("seen", "i4"),  # 1 once it has been resident
+        ("depth", "i4"),  # pages of the prefix that ends with it, 0: it was never resident
         # Since the page came: 0, or its snapshot was lost, and 1 + what the pool that is the cause had lost before;
         # positive: the SSM pool evicted it, negative: the KV pool evicted its page.
         ("state_lost", "i4"),
@@ -134,7 +134,7 @@ def seen_depth(memory, refs, first, depth):
     low, high = 0, depth
     while low < high:
         middle = (low + high) // 2
-        if memory.ids[refs[first + middle]].seen != 0:
+        if memory.ids[refs[first + middle]].depth != 0:
             low = middle + 1
         else:
             high = middle
@@ -255,7 +255,7 @@ def publish_page(memory, entry, refs, first, depth):
         return
     memory.kv.entries[entry].key = page_id
     memory.ids[page_id].page = entry
-    memory.ids[page_id].seen = 1
+    memory.ids[page_id].depth = depth + 1
     memory.ids[page_id].state_lost = 0
     if memory.kv.meta.order != LRU:
         parent = memory.ids[refs[first + depth - 1]].page if depth > 0 else np.int32(NONE)

@@ -1,9 +1,10 @@
 """Who gets memory and what it starts from: head of line, reuse of the deepest snapshot, slots, pages (rules 2, 3)."""
 
+from hbmgym.envs.serving.admitter import evict_as_chosen, pool_to_wait_for
 from hbmgym.envs.serving.arrival import leave_queue
 from hbmgym.envs.serving.marginal import book_admission
 from hbmgym.envs.serving.order import push_last
-from hbmgym.envs.serving.shortage import answer_shortage, fetch_room, lacking_pool
+from hbmgym.envs.serving.shortage import PRICED, answer_shortage, fetch_room, lacking_pool, take_split
 from hbmgym.envs.serving.state import PREFILL, PREFILLING, QUEUE
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.pools import NONE, copy, unpin, zero
@@ -35,11 +36,14 @@ def try_admit_head(state):
         resident = resident_depth(memory, state.refs, trace.ref_off, depth_limit)
         reuse = snapshot_depth(memory, state.refs, trace.ref_off, resident)
         needed = pages - live_depth(memory, state.refs, trace.ref_off, reuse)
-        lacking = lacking_pool(state, engine.slots_per_request, needed)
+        if engine.on_shortage == PRICED:
+            lacking = pool_to_wait_for(state, row, reuse, needed)
+        else:
+            lacking = lacking_pool(state, engine.slots_per_request, needed)
         if lacking == NONE:
             break
         # The answer, of which an edge has one at most, may evict what would have been reused: look again.
-        if not answer_shortage(state, lacking, engine.slots_per_request, needed, pages):
+        if engine.on_shortage == PRICED or not answer_shortage(state, lacking, engine.slots_per_request, needed, pages):
             engine.blocked_on = lacking
             return False
     seen = seen_depth(memory, state.refs, trace.ref_off, depth_limit)
@@ -91,6 +95,11 @@ def _take_slots(state, row, reuse):
     if reuse > 0:
         snapshot = state.memory.ids[state.refs[state.rows[row].ref_off + reuse - 1]].snapshot
         reuse_snapshot(state.memory, snapshot)  # live, so that no slot taken below evicts it
+    if engine.on_shortage == PRICED:
+        evict_as_chosen(state)
+        if engine.split_to_take != NONE:
+            take_split(state, engine.split_to_take)
+            engine.split_to_take = NONE
     engine.allocations += engine.slots_per_request
     for i in range(1, engine.slots_per_request):
         fetch_room(state, 1, 0)

@@ -3,7 +3,7 @@
 import math
 
 from hbmgym.envs.serving.order import enter_heap, leave_heap, next_release_s, push_first, push_last, remove
-from hbmgym.envs.serving.shortage import split_is_given
+from hbmgym.envs.serving.shortage import PRICED, split_is_given
 from hbmgym.envs.serving.state import ASIDE, DEADLINE, DOES_NOT_FIT, HELD, HOLD, QUEUE, REJECTED, RELEASES, WAITING
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.pools import NONE
@@ -76,7 +76,8 @@ def _most_pages(state, row):
 def enqueue_last(state, row):
     """Join the queue at its end."""
     state.requests[row].status = WAITING
-    if state.engine.waiting == 0:
+    # A longer queue makes it dearer to defer its head.
+    if state.engine.waiting == 0 or state.engine.on_shortage == PRICED:
         state.engine.head_tried = 0
     state.engine.waiting += 1
     push_last(state, QUEUE, row)

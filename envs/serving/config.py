@@ -7,6 +7,7 @@ from hbmgym.envs.serving.cost_model import CHUNK_MOVE_S
 from hbmgym.envs.serving.shortage import SHORTAGE_RULES
 from hbmgym.memory_backend.eviction import ORDERS
 from hbmgym.memory_backend.migration import PAPERS_RULE, MigrateOnFailure
+from hbmgym.memory_backend.pricing import ADMITTER, PricedAdmission
 from hbmgym.memory_backend.split import CHUNK_BYTES
 
 GIB = 2**30
@@ -40,7 +41,8 @@ class Policies:
     admission: str = "fcfs"
     """Order in which waiting requests are admitted."""
     on_shortage: str = "evict"
-    """What a pool does when it has too few free blocks: evict, migrate as AVMP, or float as SGLang's one buffer."""
+    """What a pool does when it has too few free blocks: evict, migrate as AVMP, float as SGLang's one buffer, or go
+    by price as HiMA's Admitter (priced)."""
 
     def __post_init__(self) -> None:
         for field, choices in POLICY_CHOICES.items():
@@ -107,6 +109,8 @@ class ServingConfig:
     policies: Policies = Policies()
     migrate: MigrateOnFailure = PAPERS_RULE
     """Thresholds, batch and throttle (in pages and slots taken) of on_shortage=migrate."""
+    priced: PricedAdmission = ADMITTER
+    """What on_shortage=priced weighs."""
 
     def __post_init__(self) -> None:
         if not 0 < self.hbm_gib <= MAX_HBM_GIB:

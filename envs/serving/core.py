@@ -14,6 +14,7 @@ from hbmgym.envs.serving.engine import LOG_FULL, ask_for_split, run
 from hbmgym.envs.serving.gpus import find_gpu
 from hbmgym.envs.serving.shortage import SHORTAGE_RULES
 from hbmgym.envs.serving.state import (
+    ACTION_NAMES,
     DECODING,
     EXAMPLE_STATE,
     FINISHED,
@@ -92,7 +93,7 @@ def most_entries(layout: Layout, on_shortage: str) -> int:
     # A slot is released by a preemption, evicted, taken and filled by an admission, and so again by a snapshot; it gets
     # a decode snapshot, is released at the end, and relocated: 1 + (1 + 3) + (1 + 4) + 3 + 1 + 2 entries.
     entries = 8 * pages + 16 * slots + layout.chunks
-    if on_shortage == "migrate":
+    if on_shortage in ("migrate", "priced"):
         # Once at an edge any block may be evicted and any relocated, and every chunk moved.
         entries += 3 * (pages + slots) + layout.chunks
     if on_shortage == "float":
@@ -115,6 +116,8 @@ def setup_hash(config: ServingConfig) -> str:
     del settings["constants"]  # whatever of them acts is in the cost record
     if config.policies.on_shortage != "migrate":
         del settings["migrate"]
+    if config.policies.on_shortage != "priced":
+        del settings["priced"]
     facts = [settings, dataclasses.asdict(make_layout(config)), cost_of(config).tolist()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -207,6 +210,8 @@ class Core:
         engine.on_shortage = SHORTAGE_RULES[config.policies.on_shortage]
         engine.migration_low, engine.migration_high = config.migrate.low, config.migrate.high
         engine.migration_chunks, engine.migration_interval = config.migrate.chunks, config.migrate.interval_ops
+        engine.horizon_s, engine.max_deferrals = config.priced.horizon_s, config.priced.max_deferrals
+        engine.deferral_weight = config.priced.deferral_weight
         engine.stall = int(config.transfers == "stall")
         engine.worker_chunk_s = 0.0 if engine.stall else config.chunk_move_s
         engine.deadline_slos = config.deadline_slos
@@ -246,6 +251,19 @@ class Core:
         ssm_chunks = self.layout.chunks - self.layout.kv_chunks(slots)
         ask_for_split(self._table.address, slots, ssm_chunks)
 
+    def set_prices(self, prices: np.record) -> None:
+        """Let on_shortage=priced go by these PRICES from now on; no other rule looks at them.
+
+        Where both pools' bytes are worth the same, moving some costs what the curvature says: the shadow price, which
+        they share, cancels out. Raises ValueError for a price that is negative or not finite.
+        """
+        for name in ("curvature", "deferral_weight"):
+            if not 0.0 <= prices[name] < math.inf:
+                raise ValueError(f"price {name} is {prices[name]}, expected a finite number >= 0")
+        shadow = self.config.priced.price_mode == "shadow"
+        self._state.engine.curvature = prices.curvature if shadow else 0.0
+        self._state.engine.deferral_weight = prices.deferral_weight
+
     def run_window(self) -> np.record:
         """Advance by one window and let the backend execute the op log; returns the Telemetry record."""
         self._window_end_s += self.config.window_s
@@ -279,6 +297,17 @@ class Core:
     def counters(self) -> np.record:
         """The ENGINE record: counters of the episode so far."""
         return self._state.engine
+
+    @property
+    def actions(self) -> dict[str, int]:
+        """How often the queue's head got in, or not, in each way that on_shortage=priced has."""
+        return dict(zip(ACTION_NAMES, self._state.actions.tolist(), strict=True))
+
+    @property
+    def price_ratios(self) -> np.ndarray:
+        """Decisions by how many times dearer the second cheapest action was: 1 to 2, 2 to 4 and so on (int64); the last
+        place has all beyond it."""
+        return self._state.ratios
 
     @property
     def memory(self) -> Memory:

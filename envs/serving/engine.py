@@ -17,6 +17,7 @@ from hbmgym.envs.serving.arrival import (
 from hbmgym.envs.serving.cost_model import decode_iterations_until, decode_span_s, iteration_s
 from hbmgym.envs.serving.decoding import finish, generated_by, grow_decoding, schedule_decode_event, start_decoding
 from hbmgym.envs.serving.order import leave_heap, next_event, remove
+from hbmgym.envs.serving.shortage import PRICED
 from hbmgym.envs.serving.snapshots import (
     next_prefill_stop,
     publish_computed,
@@ -231,8 +232,11 @@ def _next_change_s(state, until_s):
     """The next time at which something other than decoding happens."""
     engine = state.engine
     change_s = min(until_s, state.memory.split.tick_s, engine.epoch_end_s, engine.aside_deadline_s)
-    # A blocked head waits for memory; arrivals behind it change nothing before that.
-    return min(change_s, head_deadline_s(state) if engine.waiting > 0 else engine.next_arrival_s)
+    if engine.waiting > 0:
+        change_s = min(change_s, head_deadline_s(state))
+        if engine.on_shortage != PRICED:
+            return change_s  # a blocked head waits for memory; arrivals behind it change nothing before that
+    return min(change_s, engine.next_arrival_s)
 
 
 @subkernel

@@ -5,6 +5,7 @@
 | evict | engines with a fixed split | whoever needs them waits, or preempts |
 | migrate | AVMP | chunks of the other pool arrive at once, and the next iteration is charged for the remap |
 | float | SGLang's unified memory | the other pool has given all but its live blocks, since one free room serves both |
+| priced | HiMA's Admitter | who wants in was told by `admitter.py`; who runs and needs a page gets chunks as above |
 """
 
 from hbmgym.memory_backend.jit import subkernel
@@ -12,10 +13,11 @@ from hbmgym.memory_backend.migration import slots_after_migration, thresholds_al
 from hbmgym.memory_backend.one_buffer import can_be_live, free_slots_can_pay, have_free
 from hbmgym.memory_backend.oplog import KV, SSM
 from hbmgym.memory_backend.pools import NONE, free_blocks
+from hbmgym.memory_backend.pricing import slots_after_cross
 from hbmgym.memory_backend.resize import change_split_now, most_slots_beside
 
-EVICT, MIGRATE, FLOAT = range(3)
-SHORTAGE_RULES = {"evict": EVICT, "migrate": MIGRATE, "float": FLOAT}
+EVICT, MIGRATE, FLOAT, PRICED = range(4)
+SHORTAGE_RULES = {"evict": EVICT, "migrate": MIGRATE, "float": FLOAT, "priced": PRICED}
 
 
 @subkernel
@@ -49,13 +51,28 @@ def answer_shortage(state, lacking, slots, pages, request_pages):
     found = NONE
     if engine.on_shortage == MIGRATE:
         found = _split_of_avmp(state, lacking, slots, pages, request_pages)
+    if engine.on_shortage == PRICED and engine.migrated_now == 0 and not split_is_under_way(state):
+        found = slots_after_cross(state.memory, lacking, slots, pages, pages)
     if found == NONE:
         return False
-    chunks, copied = change_split_now(state.memory, found)
+    take_split(state, found)
+    return True
+
+
+@subkernel
+def split_is_under_way(state):
+    """Has a requested split not come about yet? Then no shortage changes it."""
+    return state.memory.kv.meta.chunks != state.memory.kv.meta.target_chunks
+
+
+@subkernel
+def take_split(state, slots):
+    """Take the split with `slots` slots at once; the next iteration is charged for the move."""
+    engine = state.engine
+    chunks, copied = change_split_now(state.memory, slots)
     engine.debt_s += chunks * state.cost.chunk_move_s + copied * state.cost.block_copy_s_per_byte
     engine.migrated_now = 1
     engine.next_migration = engine.allocations + engine.migration_interval
-    return True
 
 
 @subkernel
@@ -64,7 +81,7 @@ def _split_of_avmp(state, lacking, slots, pages, request_pages):
     is under way; NONE: it takes no other."""
     engine = state.engine
     memory = state.memory
-    if engine.migrated_now != 0 or memory.kv.meta.chunks != memory.kv.meta.target_chunks:
+    if engine.migrated_now != 0 or split_is_under_way(state):
         return NONE
     # Waiting cannot help a request that is larger than its pool, so neither thresholds nor throttle bind it.
     if lacking == SSM or request_pages <= memory.kv.meta.capacity:

@@ -17,11 +17,17 @@ NOT_REJECTED, DOES_NOT_FIT, DEADLINE = range(3)
 WORST_RATIO = 10.0  # no request counts for more than so many times its SLO
 REJECT_NAMES = ("", "does_not_fit", "deadline")
 
+# What becomes of a queue's head by price (on_shortage=priced); without a choice it waits as in any engine.
+OWN_FREE, CROSS_FREE, OWN_EVICT, CROSS_EVICT, DEFER, NO_CHOICE = range(6)
+ACTION_NAMES = ("own_free", "cross_free", "own_evict", "cross_evict", "defer", "no_choice")
+RATIOS = 16
+
 REQUEST = np.dtype(
     [
         ("status", "i4"),
         ("reject_reason", "i4"),
         ("preemptions", "i4"),
+        ("deferrals", "i4"),  # by choice
         ("missed", "i4"),  # 1 once its SLO miss is booked
         ("prev", "i4"),  # neighbours in the one list that holds the request
         ("next", "i4"),
@@ -79,6 +85,9 @@ ENGINE = np.dtype(
         ("allocations", "i8"),  # pages and slots taken
         ("next_migration", "i8"),  # allocations from which on a shortage may migrate again
         ("migrated_now", "i8"),  # a shortage has migrated at this iteration edge
+        ("states_out", "i8"),  # what has to go before the head that was chosen to get in takes memory, and
+        ("pages_out", "i8"),
+        ("split_to_take", "i8"),  # slots of the split to take then, NONE: as it is
         # settings
         ("closed", "i8"),  # 1: a row with needs arrives its gap after the last of them has ended
         ("slots_per_request", "i8"),
@@ -87,11 +96,15 @@ ENGINE = np.dtype(
         ("max_pages", "i8"),  # of the largest split within the controller's bounds
         ("max_preemptions", "i8"),
         ("stall", "i8"),  # 1: moving chunks stalls the iteration instead of running beside it
-        ("on_shortage", "i8"),  # EVICT, MIGRATE or FLOAT
+        ("on_shortage", "i8"),  # EVICT, MIGRATE, FLOAT or PRICED
         ("migration_low", "f8"),
         ("migration_high", "f8"),
         ("migration_chunks", "i8"),
         ("migration_interval", "i8"),
+        ("horizon_s", "f8"),  # of prices
+        ("curvature", "f8"),
+        ("deferral_weight", "f8"),
+        ("max_deferrals", "i8"),
         ("worker_chunk_s", "f8"),  # seconds until a chunk arrives, 0 when it stalls the iteration instead
         ("deadline_slos", "f8"),
         ("tpot_slo_s", "f8"),
@@ -148,6 +161,11 @@ class State(NamedTuple):
     """As `marginal.step_blocks` returns them."""
     marginal: np.ndarray
     """As `marginal.make_marginal` returns it."""
+    actions: np.ndarray
+    """int64, shape (NO_CHOICE + 1,): how often each was taken by price."""
+    ratios: np.ndarray
+    """int64, shape (RATIOS,): decisions by log2 of how many times dearer the second cheapest action was; the last place
+    has all beyond it, and those in which the cheapest cost nothing."""
 
 
 def make_requests(count: int) -> np.recarray:
@@ -169,13 +187,16 @@ def make_state(memory: Memory, episode: Episode, cost: np.record) -> State:
     engine.closed = int(episode.loop == "closed")
     engine.next_arrival_s = episode.rows["arrival_s"][0] if len(episode.rows) else np.inf
     engine.aside_deadline_s = np.inf
-    engine.blocked_on = NONE
+    engine.blocked_on = engine.split_to_take = NONE
     ends = np.full((GROWTH + episode.page_tokens, 2), NONE, np.int32)
     heaps, heap_sizes = np.zeros((HEAPS, len(requests)), np.int32), np.zeros(HEAPS, np.int64)
     kv, ssm = memory.kv.meta, memory.ssm.meta
     steps = step_blocks(int(memory.split.chunks * kv.chunk_bytes), int(kv.block_bytes), int(ssm.block_bytes))
+    actions, ratios = np.zeros(NO_CHOICE + 1, np.int64), np.zeros(RATIOS, np.int64)
     rows, followers, refs = map(_read_only, (episode.rows, episode.followers, episode.refs))
-    return State(memory, rows, followers, refs, requests, ends, heaps, heap_sizes, engine, cost, steps, make_marginal())
+    return State(
+        memory, rows, followers, refs, requests, ends, heaps, heap_sizes, engine, cost, steps, make_marginal(), actions, ratios
+    )
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

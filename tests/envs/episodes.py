@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.traces.episode import LOOPS, ROW, Episode, Loop, link
 from hbmgym.memory_backend.migration import MigrateOnFailure
+from hbmgym.memory_backend.pricing import PricedAdmission
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,14 @@ def small_configs(draw):
         flop_weight=draw(st.sampled_from([0.3, 2.0])),
         policies=Policies(
             eviction=draw(st.sampled_from(["lru", "lpb", "flop_aware"])),
-            on_shortage=draw(st.sampled_from(["evict", "migrate", "float"])),
+            on_shortage=draw(st.sampled_from(["evict", "migrate", "float", "priced", "priced"])),
         ),
         window_s=draw(st.sampled_from([0.0731, 0.251, 1.07])),
+        priced=PricedAdmission(
+            horizon_s=draw(st.sampled_from([0.5, 20.0])),
+            deferral_weight=draw(st.sampled_from([0.0, 1e-3, 0.05])),
+            max_deferrals=draw(st.sampled_from([0, 3, 1000])),
+        ),
         migrate=MigrateOnFailure(
             *draw(st.sampled_from([(0.05, 0.3), (0.4, 0.5)])), draw(st.integers(0, 60)), draw(st.integers(1, 40))
         ),

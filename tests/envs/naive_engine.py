@@ -3,6 +3,7 @@
 Pages and slots go by names: ("id", i) for the page or the snapshot of page id i, (row, ...) for what one request holds.
 """
 
+import copy
 import heapq
 import math
 from collections import defaultdict
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.cost_model import iteration_s
+from hbmgym.envs.serving.state import ACTION_NAMES
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.memory_backend.resize import RUN_CHUNKS
 
@@ -30,6 +32,7 @@ class Blocks:
         self.used: dict[Hashable, tuple[int, float]] = {}
         self.hits: dict[Hashable, tuple[int, int]] = {}
         self.now_s = 0.0
+        self.scales = (0.0, 0.0)
         self._uses = 0
         self._free = list(range(total_chunks * chunk_bytes // block_bytes))
         self._abandoned = 0
@@ -133,6 +136,7 @@ class Job:
     reserved_depth: int = 0
     branch: int = 0
     preemptions: int = 0
+    deferrals: int = 0
     reused: int = 0
     missed: bool = False
     waits_since_s: float = 0.0
@@ -171,6 +175,8 @@ class Totals:
     blocked_s: dict[str, float] = field(default_factory=lambda: {"kv": 0.0, "ssm": 0.0})
     moved_chunks: int = 0
     relocated_bytes: int = 0
+    actions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ACTION_NAMES, 0))
+    ratios: list[float] = field(default_factory=list)
 
 
 class NaiveEngine:
@@ -189,6 +195,9 @@ class NaiveEngine:
         self.taken = 0  # pages and slots
         self.migrated_after: int | None = None
         self.may_migrate = True
+        self.priced, self.deferral_weight, self.curvature = self.config.priced, self.config.priced.deferral_weight, 0.0
+        self.chosen: tuple[int, int, int | None] = (0, 0, None)
+        self.head_waits = False
         self.requested_slots = slots
         needs: dict[int, set[int]] = defaultdict(set)
         for before, after in zip(*episode.needs, strict=True):
@@ -203,7 +212,6 @@ class NaiveEngine:
             after: before for job in self.jobs for before, after in zip(job.ids, job.ids[1:], strict=False)
         }
         self.epoch_end_s = self.config.eviction_epoch_s
-        self.scales = {id(self.kv): (0.0, 0.0), id(self.ssm): (0.0, 0.0)}
         self.closed = episode.loop == "closed"
         self.coming = [job for job in self.jobs if not (self.closed and job.needs)]
         self.queue: list[Job] = []
@@ -280,6 +288,7 @@ class NaiveEngine:
                 self.save_in_reserved(job, job.context // self.page)
         for job, chunk in chunks:
             self.apply_chunk(job, chunk)
+        self.head_waits = self.head_waits and not chunks
 
     def book_blocked(self, seconds: float) -> None:
         for pool in ("kv", "ssm"):
@@ -306,6 +315,7 @@ class NaiveEngine:
     def enqueue(self, job: Job) -> None:
         job.status = "waiting"
         self.queue.append(job)
+        self.head_waits = False
 
     def release_followers(self, ended: Job) -> None:
         for job in [job for job in self.jobs if ended.row in job.needs]:
@@ -340,16 +350,19 @@ class NaiveEngine:
                 self.reject(job, "deadline", self.now_s)
             elif self.rule == "evict" and self.most_pages(job) > self.kv.limit:
                 self.aside.append(self.leave_queue())
-            elif self.admit_head():
+            elif not self.head_waits and self.admit_head():
                 chunk = min(left, self.next_stop(job) - job.computed)
                 left -= chunk
                 chunks.append((job, chunk))
             else:
+                # By price it would choose anew at every edge, so it is said when it does.
+                self.head_waits = self.rule == "priced" and self.may_migrate
                 break
         return chunks
 
     def leave_queue(self) -> Job:
         self.blocked_on = None
+        self.head_waits = False
         return self.queue.pop(0)
 
     def admit_head(self) -> bool:
@@ -361,10 +374,13 @@ class NaiveEngine:
             resident = _leading(name in self.kv.at for name in pages)
             reuse = max((j for j in range(1, resident + 1) if pages[j - 1] in self.ssm.at), default=0)
             new_pages = needed - sum(name in self.kv.pins for name in pages[:reuse])
-            lacking = self.lacking(self.spr, new_pages)
+            if self.rule == "priced":
+                lacking = self.waits_by_price(job, pages[:reuse], new_pages)
+            else:
+                lacking = self.lacking(self.spr, new_pages)
             if lacking is None:
                 break
-            if not self.migrates(lacking, self.spr, new_pages, needed):
+            if self.rule == "priced" or not self.migrates(lacking, self.spr, new_pages, needed):
                 self.blocked_on = lacking
                 return False
         self.leave_queue()
@@ -394,6 +410,7 @@ class NaiveEngine:
         if snapshot:
             self.ssm.hit(snapshot)
             self.ssm.pin(snapshot)
+        self.do_as_chosen()
         for name in (RESERVED, *range(2, self.spr))[: self.spr - 1]:
             assert self.take_slot((job.row, name))
         working = (job.row, WORKING)
@@ -449,7 +466,7 @@ class NaiveEngine:
             return -math.inf  # private, so never to be matched
         if self.config.policies.eviction == "lpb":
             return sum(pool.hits.get(name, (0, 0))) * self.saved_s_per_byte(pool, name)
-        recency, saving = self.scales[id(pool)]
+        recency, saving = pool.scales
         return recency * pool.used[name][1] + saving * self.saved_s_per_byte(pool, name)
 
     def saved_s_per_byte(self, pool: Blocks, name: Hashable) -> float:
@@ -467,7 +484,7 @@ class NaiveEngine:
             used_s = [pool.used[name][1] for name in names]
             saved = [self.saved_s_per_byte(pool, name) for name in names]
             span_s, range_of_saved = (max(v) - min(v) if names else 0.0 for v in (used_s, saved))
-            self.scales[id(pool)] = (
+            pool.scales = (
                 1.0 / span_s if span_s > 0 else 0.0,
                 self.config.flop_weight / range_of_saved if range_of_saved > 0 else 0.0,
             )
@@ -562,6 +579,7 @@ class NaiveEngine:
         for i in reversed(job.ids[: job.published]):
             self.kv.unpin(("id", i))
         job.published = job.pages = job.reserved_depth = 0
+        self.head_waits = False
         self.go_on_shrinking()
 
     def finish(self, job: Job) -> None:
@@ -613,6 +631,7 @@ class NaiveEngine:
         victim.preemptions += 1
         self.totals.preemptions += 1
         self.queue.insert(0, victim)
+        self.head_waits = False
         self.blocked_on = "kv"
         return True
 
@@ -638,7 +657,13 @@ class NaiveEngine:
         return range(counts[0], counts[-1] + 1) if counts else None
 
     def migrates(self, lacking: str, slots: int, pages: int, in_all: int) -> bool:
-        """AVMP: may chunks of the other pool come at once, and do they?"""
+        """AVMP: may chunks of the other pool come at once, and do they? By price, whoever grows asks as well."""
+        if self.rule == "priced":
+            found = self.split_after_cross(lacking, slots, pages, pages)
+            if found is None or not self.may_migrate:
+                return False
+            self.pay_for_split(found)
+            return True
         if self.rule != "migrate" or not self.may_migrate or self.kv.chunks != self.kv.target:
             return False
         short, other = (self.kv, self.ssm) if lacking == "kv" else (self.ssm, self.kv)
@@ -654,10 +679,119 @@ class NaiveEngine:
         # The split within reach that gives most, up to the batch.
         sign = 1 if lacking == "ssm" else -1
         wanted = self.ssm.holds(max(self.ssm.chunks + sign * rule.chunks, 0))
-        copied, moved = self.change_split_now(min(max(wanted, found[0]), found[-1]))
+        self.pay_for_split(min(max(wanted, found[0]), found[-1]))
+        return True
+
+    def pay_for_split(self, slots: int) -> None:
+        copied, moved = self.change_split_now(slots)
         self.debt_s += moved * self.config.chunk_move_s + copied * self.cost.block_copy_s_per_byte
         self.may_migrate, self.migrated_after = False, self.taken
-        return True
+
+    # --- by price
+
+    def waits_by_price(self, job: Job, own: list[Hashable], new_pages: int) -> str | None:
+        """HiMA's Admitter: the pool that the head waits for, None when it gets in."""
+        kv, ssm, action_s, plans = self.kv, self.ssm, {}, {}
+        take = -(-job.goal // self.page) - len(own)
+        out = self.out_for(self.spr, take, ssm.limit, kv.limit)
+        if out == (0, 0):
+            self.totals.actions["own_free"] += 1
+            return None
+        lacking = [pool for pool, blocks, count in (("ssm", ssm, self.spr), ("kv", kv, new_pages))
+                   if len(blocks.pins) + count > blocks.limit]  # fmt: skip
+        short = lacking[0] if lacking else None
+        if not lacking:
+            states_s, pages_s = self.losses_s(*out, own)
+            action_s["own_evict"], plans["own_evict"] = states_s + pages_s, (*out, None)
+            short = "ssm" if states_s > pages_s else "kv"
+        found = self.split_after_cross(short, self.spr, new_pages, take) if len(lacking) < 2 else None
+        if found is not None and action_s.get("own_evict") != 0.0:
+            moved = abs(self.layout.kv_chunks(found) - kv.chunks)
+            limits = ssm.holds(self.layout.chunks - self.layout.kv_chunks(found)), self.layout.pages(found)
+            away = self.out_for(self.spr, take, *limits)
+            source, needs = (kv, take) if short == "ssm" else (ssm, self.spr)
+            free = max(source.limit - len(source.at) - needs, 0) * source.block_bytes
+            worth_s = self.priced.horizon_s * self.curvature / 2 * min(moved * self.layout.chunk_bytes, free) ** 2
+            action = "cross_evict" if any(away) else "cross_free"
+            action_s[action] = sum(self.losses_s(*away, own)) + (moved * self.config.chunk_move_s + worth_s)
+            plans[action] = (*away, found)
+        busy = self.decoding or self.prefilling or kv.chunks != kv.target
+        if busy and job.deferrals < self.priced.max_deferrals:
+            action_s["defer"] = self.deferral_weight * len(self.queue)
+        action = min(action_s, key=lambda name: (action_s[name], ACTION_NAMES.index(name)), default="no_choice")
+        if action.startswith("cross") and not self.may_migrate:
+            return short
+        if len(action_s) > 1:
+            first_s, second_s = sorted(action_s.values())[:2]
+            self.totals.ratios.append(second_s / first_s if first_s else math.inf)
+        self.totals.actions[action] += 1
+        job.deferrals += action == "defer"
+        if action in plans:
+            self.chosen = plans[action]
+            return None
+        return short
+
+    def out_for(self, slots: int, pages: int, slot_limit: int, page_limit: int) -> tuple[int, int]:
+        """Snapshots and pages that have to go before so many slots and pages are taken."""
+        return max(len(self.ssm.at) + slots - slot_limit, 0), max(len(self.kv.at) + pages - page_limit, 0)
+
+    def do_as_chosen(self) -> None:
+        states, pages, split = self.chosen
+        self.chosen = (0, 0, None)
+        for _ in range(states):
+            if self.ssm.cached:
+                self.ssm.free(self.victim(self.ssm))
+        for _ in range(pages):
+            self.evict_page()
+        if split is not None:
+            self.pay_for_split(split)
+
+    def split_after_cross(self, failing: str, slots: int, pages: int, take: int) -> int | None:
+        """Slots of the split that moves least and has room for all that is cached as well; if none has, of the one that
+        moves most."""
+        possible = self.holding(len(self.ssm.pins) + slots, len(self.kv.pins) + pages) or ()
+        if self.kv.chunks != self.kv.target:
+            return None
+        if failing == "kv":
+            nearest_first = [k for k in reversed(possible) if self.layout.kv_chunks(k) > self.kv.chunks]
+            ample = [k for k in nearest_first if self.layout.pages(k) >= len(self.kv.at) + take]
+        else:
+            nearest_first = [k for k in possible if self.layout.kv_chunks(k) < self.kv.chunks]
+            ample = [k for k in nearest_first if k >= len(self.ssm.at) + slots]
+        return (ample or nearest_first[-1:] or [None])[0]
+
+    def losses_s(self, states: int, pages: int, own: list[Hashable]) -> tuple[float, float]:
+        """What would be lost: found by evicting so many from copies, the states first."""
+        kept, states_s, pages_s = (self.kv, self.ssm), 0.0, 0.0
+        self.kv, self.ssm = copy.deepcopy(kept)
+        for name in own:
+            self.kv.pin(name)
+        if own:
+            self.ssm.pin(own[-1])
+        for _ in range(states):
+            name = self.victim(self.ssm) if self.ssm.cached else own[-1]
+            states_s += self.loss_s(self.ssm, name)
+            self.ssm.free(name)
+        for _ in range(pages):
+            name = self.victim(self.kv)
+            pages_s += self.loss_s(self.kv, name)
+            if name in self.ssm.at:
+                pages_s += self.loss_s(self.ssm, name)
+            self.evict_page()
+        self.kv, self.ssm = kept
+        return states_s, pages_s
+
+    def loss_s(self, pool: Blocks, name: Hashable) -> float:
+        """Expected hits x seconds of recovery."""
+        if name[0] != "id":
+            return 0.0
+        hits, depth, cost = 1.0, self.depth_of[name[1]], self.cost
+        if self.config.policies.eviction != "lru":
+            counted_over_s = 2 * self.config.eviction_epoch_s - (self.epoch_end_s - self.now_s)
+            hits = (1 + sum(pool.hits.get(name, (0, 0)))) * (self.priced.horizon_s / counted_over_s)
+        if pool is self.ssm:
+            return hits * depth * (self.page * (cost.compute_s_per_token + cost.recurrence_s_per_token))
+        return hits * (cost.attention_s_per_pair * self.page**2 / 2) * (depth**2 - (depth - 1) ** 2)
 
     def float_to(self, slots: int, pages: int) -> None:
         """One buffer: room from whatever is free, else from cached pages, else from snapshots."""
@@ -701,6 +835,7 @@ class NaiveEngine:
         self.requested_slots = slots
         self.kv.target = self.layout.kv_chunks(slots)
         self.ssm.target = self.layout.chunks - self.kv.target
+        self.head_waits = False
         self.take_back_those_aside()
         donor = self.kv if self.kv.chunks > self.kv.target else self.ssm
         if donor.chunks == donor.target or donor is not self.under_way[0]:
@@ -741,6 +876,7 @@ class NaiveEngine:
         copied = donor.clear_from(donor.holds(donor.chunks - count)) * donor.block_bytes
         donor.chunks -= count
         (self.ssm if donor is self.kv else self.kv).chunks += count
+        self.head_waits = False
         self.take_back_those_aside()
         self.totals.moved_chunks += count
         self.totals.relocated_bytes += copied

@@ -415,7 +415,7 @@ def test_taking_back_a_shrink_lets_the_blocked_head_in_at_once():
     assert core.requests[1].admitted_s == taken_back_s
 
 
-@pytest.mark.parametrize("on_shortage", ["evict", "migrate", "float"])
+@pytest.mark.parametrize("on_shortage", ["evict", "migrate", "float", "priced"])
 def test_five_times_overload_ends_in_bounded_time(on_shortage):
     alone = play([Ask(0.0, 640, 100)])
     gap_s = alone.requests[0].ended_s / 5 / alone.telemetry.concurrency_cap

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hbmgym.controllers.base import PRICES
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.state import REJECT_NAMES, STATUS_NAMES
 from hbmgym.memory_backend.eviction import eviction_order
@@ -47,6 +48,8 @@ def assert_same(core: Core, naive: NaiveEngine):
     assert close(core.now_s, naive.now_s)
     for name in COUNTS:
         assert core.counters[name] == getattr(naive.totals, name), name
+    assert core.actions == naive.totals.actions
+    assert core.price_ratios.sum() == len(naive.totals.ratios)
     assert close(core.counters.busy_s, naive.totals.busy_s)
     assert close(core.counters.blocked_kv_s, naive.totals.blocked_s["kv"])
     assert close(core.counters.blocked_ssm_s, naive.totals.blocked_s["ssm"])
@@ -65,11 +68,13 @@ def assert_same(core: Core, naive: NaiveEngine):
     assert_same_pool(core.memory.ssm, naive.ssm, naive.eviction_order(naive.ssm))
 
 
-def compare(config, episode, shares, most_windows=3000):
+def compare(config, episode, shares, curvature=0.0, most_windows=3000):
     """Run both under `shares`: the first at the start, then one a window until they run out."""
     core = Core(config, check=True)
     core.reset(episode, shares[0])
     naive = NaiveEngine(core, episode, shares[0])
+    core.set_prices(np.array([(0.0, curvature, naive.deferral_weight)], PRICES).view(np.recarray)[0])
+    naive.curvature = curvature
     shares = iter(shares[1:])
     for window in range(1, most_windows):
         core.run_window()
@@ -91,6 +96,11 @@ def test_skipping_decode_iterations_equals_stepping_through_them(config, episode
 
 
 @many_examples
-@given(config=small_configs(), episode=small_episodes(), shares=st.lists(st.floats(0, 1), min_size=2, max_size=12))
-def test_the_naive_engine_agrees_while_the_split_changes(config, episode, shares):
-    compare(config, episode, shares)
+@given(
+    config=small_configs(),
+    episode=small_episodes(),
+    shares=st.lists(st.floats(0, 1), min_size=2, max_size=12),
+    curvature=st.sampled_from([0.0, 1e-18]),
+)
+def test_the_naive_engine_agrees_while_the_split_changes(config, episode, shares, curvature):
+    compare(config, episode, shares, curvature)

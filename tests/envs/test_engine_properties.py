@@ -155,7 +155,7 @@ def busy_hour_of_a_small_engine() -> list[list[float]]:
         slots_per_request=1, window_s=0.1, ttft_slo_floor_s=0.1, chunk_move_s=1e-3,
     )  # fmt: skip
     times, preemptions = [], 0
-    for on_shortage in ("evict", "migrate", "float"):
+    for on_shortage in ("evict", "migrate", "float", "priced"):
         config = dataclasses.replace(config, policies=Policies(on_shortage=on_shortage))
         core, _ = play(config, make_episode(asks, SMALL_PAGE), [0.2, 0.6, 0.1, 0.3], check=True)
         assert core.moved_chunks > 0 and core.counters.reused_tokens > 0

@@ -23,6 +23,7 @@ from hbmgym.envs.serving.constants import CostConstants
 from hbmgym.envs.traces.episode import ROW, Episode
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.memory_backend.migration import MigrateOnFailure
+from hbmgym.memory_backend.pricing import PricedAdmission
 
 PAGE_TOKENS = 64
 SERVING = {"window_s": 4.0, "hbm_gib": 8.0}
@@ -216,6 +217,10 @@ def test_the_initial_share_is_random_on_request() -> None:
         {"serving": {"constants": 3}},
         {"serving": {"migrate": {"low": 0.5}}},
         {"serving": {"migrate": {"chunks": "16"}}},
+        {"serving": {"priced": {"price_mode": "free"}}},
+        {"serving": {"priced": {"horizon_s": 0.0}}},
+        {"serving": {"priced": {"deferral_weight": -1.0}}},
+        {"serving": {"priced": {"max_deferrals": -1}}},
         {"serving": {"slots_per_request": 9}},
         {"part": "trian"},
         {"backend": "gpu"},
@@ -234,7 +239,11 @@ def test_serving_fields_may_come_from_json() -> None:
 
 
 def test_serving_fields_survive_being_taken_apart() -> None:
-    config = ServingConfig(constants=CostConstants(e_w=0.5, e_s=0.7), migrate=MigrateOnFailure(high=0.4))
+    config = ServingConfig(
+        constants=CostConstants(e_w=0.5, e_s=0.7),
+        migrate=MigrateOnFailure(high=0.4),
+        priced=PricedAdmission(price_mode="none"),
+    )
     assert serving_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 

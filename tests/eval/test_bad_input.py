@@ -168,8 +168,8 @@ def test_a_damaged_real_trace_is_refused(script, workplace, refusal):
         (("--state-dtype", "int3"), "choose one of fp32, bf16, fp16, fp8"),
         (("--policies", "eviction=random"), "policy eviction is 'random'"),
         (
-            ("--policies", "on_shortage=priced"),
-            "policy on_shortage is 'priced', expected one of: evict, migrate, float",
+            ("--policies", "on_shortage=cheapest"),
+            "policy on_shortage is 'cheapest', expected one of: evict, migrate, float, priced",
         ),
         (("--policies", "luck=good"), "'luck=good'"),
         (("--slots-per-request", "0"), "slots_per_request is 0"),

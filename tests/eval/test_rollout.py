@@ -14,6 +14,7 @@ from hbmgym.envs.serving.config import Policies
 from hbmgym.envs.serving.core import Core, setup_hash
 from hbmgym.eval.rollout import cell_hash, evaluate, last_s, run_episode
 from hbmgym.memory_backend.migration import MigrateOnFailure
+from hbmgym.memory_backend.pricing import PricedAdmission
 
 from .traffic import CHAT, CONFIG, MIX
 
@@ -178,11 +179,13 @@ def test_a_static_controller_leaves_chunks_where_shortages_moved_them():
     assert cell["kv_share_max"] < 0.7, "the shortages were over before the measured part"
 
 
-@pytest.mark.parametrize("on_shortage", ["evict", "migrate", "float"])
-def test_the_thresholds_of_migrate_are_part_of_the_setup_where_they_act(on_shortage):
-    policies = Policies(on_shortage=on_shortage)
-    configs = [dataclasses.replace(CONFIG, policies=policies, migrate=MigrateOnFailure(chunks=n)) for n in (16, 32)]
-    assert (setup_hash(configs[0]) != setup_hash(configs[1])) == (on_shortage == "migrate")
+@pytest.mark.parametrize("on_shortage", ["evict", "migrate", "float", "priced"])
+def test_the_settings_of_a_shortage_rule_are_part_of_the_setup_where_they_act(on_shortage):
+    plain = dataclasses.replace(CONFIG, policies=Policies(on_shortage=on_shortage))
+    others = {"migrate": MigrateOnFailure(chunks=32), "priced": PricedAdmission(max_deferrals=7)}
+    for rule, settings in others.items():
+        changed = dataclasses.replace(plain, **{rule: settings})
+        assert (setup_hash(changed) != setup_hash(plain)) == (on_shortage == rule)
 
 
 def test_the_measured_shares_leave_the_warm_up_out():
