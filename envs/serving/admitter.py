@@ -7,10 +7,11 @@
 | own-evict | both pools have enough that is free or cached | loss of the victims in both pools |
 | cross-evict | something has to be evicted beside the move | move + loss of the victims in both pools |
 | defer | a request runs or chunks move; `max_deferrals` times per request | deferral weight x requests in the queue |
+| no choice | nothing of the above, so that the head waits | |
 
 The least cost is taken, of equal ones the upper row. A move is one of chunks to the pool that lacks room, failing that
 to the one whose own victims are dearer; it costs chunks x chunk_move_s + horizon x curvature / 2 x (free bytes that
-move away)^2. When both pools lack room, the head waits. What a loss is says `memory_backend/pricing.py`.
+move away)^2. When both pools lack room there is no choice. What a loss is says `memory_backend/pricing.py`.
 
 Re-implemented from HiMA's abstract (OpenReview KEf0qZPF95) and public notes on development forks; what differs may be
 ours. That the price of moved bytes is of second order, since both pools are worth the same at the Budgeter's split, is
@@ -49,9 +50,6 @@ def pool_to_wait_for(state, row, reuse, pages):
         states_s, pages_s = _losses_s(state, row, reuse, states_out, pages_out)
         own_s = states_s + pages_s
         short = SSM if states_s > pages_s else KV
-    may_defer = engine.prefilling + engine.decoding > 0 or kv.chunks != kv.target_chunks
-    if may_defer and state.requests[row].deferrals < engine.max_deferrals:
-        defer_s = engine.deferral_weight * engine.waiting
 
     found = NONE
     # A move costs something, so victims that nobody will miss are cheaper.
@@ -64,6 +62,10 @@ def pool_to_wait_for(state, row, reuse, pages):
         crosses_free = states_away == 0 and pages_away == 0
         states_s, pages_s = _losses_s(state, row, reuse, states_away, pages_away)
         cross_s = states_s + pages_s + _move_s(state, short, slots, taken, found)
+
+    may_defer = engine.prefilling + engine.decoding > 0 or kv.chunks != kv.target_chunks
+    if min(own_s, cross_s) < math.inf and may_defer and state.requests[row].deferrals < engine.max_deferrals:
+        defer_s = engine.deferral_weight * engine.waiting
 
     action = _cheapest(own_s, cross_s, crosses_free, defer_s)
     if action in (CROSS_FREE, CROSS_EVICT) and engine.migrated_now != 0:

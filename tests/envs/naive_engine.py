@@ -716,7 +716,7 @@ class NaiveEngine:
             action_s[action] = sum(self.losses_s(*away, own)) + (moved * self.config.chunk_move_s + worth_s)
             plans[action] = (*away, found)
         busy = self.decoding or self.prefilling or kv.chunks != kv.target
-        if busy and job.deferrals < self.priced.max_deferrals:
+        if action_s and busy and job.deferrals < self.priced.max_deferrals:
             action_s["defer"] = self.deferral_weight * len(self.queue)
         action = min(action_s, key=lambda name: (action_s[name], ACTION_NAMES.index(name)), default="no_choice")
         if action.startswith("cross") and not self.may_migrate:

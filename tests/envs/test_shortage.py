@@ -54,7 +54,7 @@ def chunks_between(few_slots, many_slots) -> int:
 # --- all rules
 
 
-@pytest.mark.parametrize("rule", ["evict", "migrate", "float"])
+@pytest.mark.parametrize("rule", ["evict", "migrate", "float", "priced"])
 def test_only_a_split_that_stays_rejects_what_it_cannot_hold(rule):
     core = play(rule, [Ask(0.0, 30 * PAGE, 1), Ask(0.1, 463 * PAGE, 1)], MOST_SLOTS)
     assert core.requests["reject_reason"].tolist() == [DOES_NOT_FIT if rule == "evict" else 0, DOES_NOT_FIT]
@@ -78,7 +78,7 @@ def shifting_traffic() -> list[Ask]:
     return asks
 
 
-@pytest.mark.parametrize("rule", ["evict", "migrate", "float"])
+@pytest.mark.parametrize("rule", ["evict", "migrate", "float", "priced"])
 def test_the_same_bytes_move_on_host_memory(rule):
     results = []
     for backend in ("accounting", "host"):
@@ -93,7 +93,7 @@ def test_the_same_bytes_move_on_host_memory(rule):
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("rule", ["migrate", "float"])
+@pytest.mark.parametrize("rule", ["migrate", "float", "priced"])
 def test_a_bad_split_at_start_is_made_good_when_traffic_shifts(rule):
     def mean_ttft_s(rule) -> float:
         core = play(rule, shifting_traffic(), 0.8, **TOY)
