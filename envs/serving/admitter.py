@@ -20,6 +20,7 @@ our reading.
 
 import math
 
+from hbmgym.envs.serving.shortage import split_is_under_way
 from hbmgym.envs.serving.state import CROSS_EVICT, CROSS_FREE, DEFER, NO_CHOICE, OWN_EVICT, OWN_FREE, RATIOS
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.oplog import KV, SSM
@@ -45,25 +46,18 @@ def pool_to_wait_for(state, row, reuse, pages):
 
     lacks_slots, lacks_pages = ssm.live + slots > ssm.limit, kv.live + pages > kv.limit
     short = SSM if lacks_slots else KV
-    own_s = cross_s = defer_s = math.inf
+    own_s = defer_s = math.inf
     if not lacks_slots and not lacks_pages:
         states_s, pages_s = _losses_s(state, row, reuse, states_out, pages_out)
         own_s = states_s + pages_s
         short = SSM if states_s > pages_s else KV
-
     found = NONE
     # A move costs something, so victims that nobody will miss are cheaper.
-    if own_s > 0.0 and not (lacks_slots and lacks_pages) and kv.chunks == kv.target_chunks:
+    if own_s > 0.0 and not (lacks_slots and lacks_pages) and not split_is_under_way(state):
         found = slots_after_cross(memory, short, slots, pages, taken)
-    crosses_free = False
-    if found != NONE:
-        slot_limit, page_limit = limits_of_split(memory, found)
-        states_away, pages_away = shortfall(memory.ssm, slots, slot_limit), shortfall(memory.kv, taken, page_limit)
-        crosses_free = states_away == 0 and pages_away == 0
-        states_s, pages_s = _losses_s(state, row, reuse, states_away, pages_away)
-        cross_s = states_s + pages_s + _move_s(state, short, slots, taken, found)
-
-    may_defer = engine.prefilling + engine.decoding > 0 or kv.chunks != kv.target_chunks
+    cross_s, states_away, pages_away = _price_of_cross(state, row, reuse, taken, short, found)
+    crosses_free = states_away == 0 and pages_away == 0
+    may_defer = engine.prefilling + engine.decoding > 0 or split_is_under_way(state)
     if min(own_s, cross_s) < math.inf and may_defer and state.requests[row].deferrals < engine.max_deferrals:
         defer_s = engine.deferral_weight * engine.waiting
 
@@ -78,6 +72,18 @@ def pool_to_wait_for(state, row, reuse, pages):
     state.actions[action] += 1
     state.requests[row].deferrals += action == DEFER
     return short
+
+
+@subkernel
+def _price_of_cross(state, row, reuse, taken, short, found):
+    """(Cost, states and pages that have to go) of moving to the split with `found` slots; NONE cannot be had."""
+    memory, slots = state.memory, state.engine.slots_per_request
+    if found == NONE:
+        return math.inf, 0, 0
+    slot_limit, page_limit = limits_of_split(memory, found)
+    states, pages = shortfall(memory.ssm, slots, slot_limit), shortfall(memory.kv, taken, page_limit)
+    states_s, pages_s = _losses_s(state, row, reuse, states, pages)
+    return states_s + pages_s + _move_s(state, short, slots, taken, found), states, pages
 
 
 @subkernel

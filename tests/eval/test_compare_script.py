@@ -40,6 +40,12 @@ def test_it_prints_the_table_and_writes_the_cells(tmp_path, trace, capsys):
     assert {"cells.csv", "cells.json", "timings.json"} <= {path.name for path in (tmp_path / "new").iterdir()}
 
 
+def test_a_priced_engine_says_what_it_chose(trace, capsys):
+    main([*SERVING, *trace, "--controllers", "static-0.3,static-0.8", "--policies", "on_shortage=priced"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("priced, all rows: own-free"))
+    assert sum(float(share) for share in re.findall(r"([\d.]+)%", line)) == pytest.approx(100.0, abs=0.5)
+
+
 @pytest.mark.parametrize("controllers", ["static-0.3", "sglang-0.9", "threshold", "threshold,sglang-0.9"])
 def test_any_selection_of_controllers_makes_a_table(tmp_path, trace, controllers):
     main([*SERVING, *trace, "--controllers", controllers, "--seeds", "1", "--out", str(tmp_path / "new")])

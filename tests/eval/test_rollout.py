@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from hbmgym.controllers.base import Decision, Setup
+from hbmgym.controllers.base import PRICES, Decision, Setup
 from hbmgym.controllers.demand import DemandController
 from hbmgym.controllers.registry import make_controller
 from hbmgym.controllers.static import StaticController
 from hbmgym.envs.serving.config import Policies
 from hbmgym.envs.serving.core import Core, setup_hash
+from hbmgym.envs.serving.state import ACTION_NAMES
 from hbmgym.eval.rollout import cell_hash, evaluate, last_s, run_episode
 from hbmgym.memory_backend.migration import MigrateOnFailure
 from hbmgym.memory_backend.pricing import PricedAdmission
@@ -211,3 +212,18 @@ def test_wall_clock_figures_are_beside_the_cell():
     assert rollout.timing["wall_s"] > 0.0
     assert 0.0 < rollout.timing["decision_us_p50"] <= rollout.timing["decision_us_p99"]
     assert not set(rollout.cell) & {"wall_s", "decision_us_p50", "decision_us_p99"}
+
+
+def test_prices_reach_the_admitter_and_its_choices_the_cell():
+    class Named(DemandController):
+        """Leaves the split alone and names its prices."""
+
+        def act(self, telemetry: np.record) -> Decision:
+            return Decision(prices=np.array([(0.5, 1e-20, 0.25)], PRICES).view(np.recarray)[0])
+
+    core = Core(dataclasses.replace(CONFIG, policies=Policies(on_shortage="priced")))
+    cell = run_episode(Named(), core, MIX.episode("validation", 10_000)).cell
+    assert (core.counters.curvature, core.counters.deferral_weight) == (1e-20, 0.25)
+    assert cell["own_free"] > 0 < cell["own_evict"] + cell["cross_free"] + cell["cross_evict"]
+    assert sum(cell[name] for name in ACTION_NAMES) == sum(core.actions.values())
+    assert 0 <= cell["price_ratio_log2"] < len(core.price_ratios)
