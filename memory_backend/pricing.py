@@ -32,7 +32,7 @@ class PricedAdmission:
     """Seconds for which a loss counts: the forks' window of LPB."""
     deferral_weight: float = 0.1
     """Cost of deferring, per request in the queue, until a controller names its own. Chosen on validation seeds so that
-    3 to 22 % of the choices in mix-shift and steady-chat defer; more deferrals cost more."""
+    3 to 21 % of the choices in mix-shift and steady-chat defer; fewer would cost less."""
     max_deferrals: int = 4
     """After so many a request is deferred only if there is no other way."""
 
