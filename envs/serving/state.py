@@ -195,7 +195,20 @@ def make_state(memory: Memory, episode: Episode, cost: np.record) -> State:
     actions, ratios = np.zeros(NO_CHOICE + 1, np.int64), np.zeros(RATIOS, np.int64)
     rows, followers, refs = map(_read_only, (episode.rows, episode.followers, episode.refs))
     return State(
-        memory, rows, followers, refs, requests, ends, heaps, heap_sizes, engine, cost, steps, make_marginal(), actions, ratios
+        memory,
+        rows,
+        followers,
+        refs,
+        requests,
+        ends,
+        heaps,
+        heap_sizes,
+        engine,
+        cost,
+        steps,
+        make_marginal(),
+        actions,
+        ratios,
     )
 
 
