@@ -1,7 +1,9 @@
 """Controllers by name, as the command line and tables write them."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from hbmgym.controllers.balance import BalanceController
 from hbmgym.controllers.bandit import BanditController
@@ -16,6 +18,7 @@ from hbmgym.controllers.random_walk import RandomController
 from hbmgym.controllers.static import StaticController
 from hbmgym.controllers.tail_blame import TailBlameController
 from hbmgym.controllers.threshold import ThresholdController
+from hbmgym.controllers.tuning import RANGES, check_tunable, tuned_parameters
 
 _PLAIN: dict[str, Callable[[], Controller]] = {
     "random": RandomController,
@@ -45,6 +48,7 @@ KNOWN_CONTROLLERS = (
     "static-<kv share>",
     "sglang-<mamba_full_memory_ratio>",
     *MOVING_CONTROLLERS,
+    *(f"{name}:tuned" for name in RANGES),
     "ppo:<run folder or policy.npz>",
 )
 
@@ -54,6 +58,10 @@ def make_controller(spec: str) -> Controller:
     if spec in _PLAIN:
         return _PLAIN[spec]()
     kind, _, path = spec.partition(":")
+    if kind in _PLAIN and path == "tuned":
+        controller = with_parameters(kind, tuned_parameters(kind))
+        controller.name = spec
+        return controller
     if kind in _LEARNED and path:
         return _LEARNED[kind](Policy.load(_policy_file(Path(path).expanduser())))
     kind, _, text = spec.partition("-")
@@ -66,10 +74,25 @@ def make_controller(spec: str) -> Controller:
     raise ValueError(f"controller {spec!r} is unknown, expected one of: {', '.join(KNOWN_CONTROLLERS)}")
 
 
+def untuned_parameters(name: str) -> dict[str, Any]:
+    """Those of a controller's parameters that may be tuned, as they are; ValueError when there are none."""
+    check_tunable(name)
+    controller: Any = _PLAIN[name]()
+    return {key: getattr(controller.parameters, key) for key in RANGES[name]}
+
+
+def with_parameters(name: str, values: Mapping[str, Any]) -> Controller:
+    """The controller of RANGES called `name`, with some of its parameters replaced."""
+    untuned: Any = _PLAIN[name]()
+    controller: Controller = type(untuned)(dataclasses.replace(untuned.parameters, **values))
+    controller.name = name
+    return controller
+
+
 def is_static(name: str) -> bool:
     """Does a controller of this name keep the split it starts at?"""
     kind, _, number = name.partition("-")
-    return kind in _NUMBERED and name not in _PLAIN and bool(number)
+    return kind in _NUMBERED and name.partition(":")[0] not in _PLAIN and bool(number)
 
 
 def _policy_file(path: Path) -> Path:

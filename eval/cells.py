@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from hbmgym.controllers.registry import make_controller
+from hbmgym.controllers.registry import make_controller, with_parameters
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.seeds import Part
@@ -40,12 +40,14 @@ class Bench:
 
 @dataclass(frozen=True)
 class Task:
-    """One episode to run. `phase_shares` stands for the per-phase oracle instead of a controller."""
+    """One episode to run. `phase_shares` stands for the per-phase oracle instead of a controller; `parameters` replace
+    some of the controller's own."""
 
     controller: str
     workload: int
     seed: int
     phase_shares: tuple[float, ...] = ()
+    parameters: tuple[tuple[str, float], ...] = ()
 
 
 _worker: dict[str, object] = {}
@@ -69,6 +71,8 @@ def _run_task(task: Task) -> Rollout:
     if task.phase_shares:
         oracle = phase_oracle(episode.name, task.phase_shares, task.seed, episode.horizon_s)
         return run_episode(oracle, core, episode)
+    if task.parameters:
+        return run_episode(with_parameters(task.controller, dict(task.parameters)), core, episode)
     return run_episode(make_controller(task.controller), core, episode)
 
 

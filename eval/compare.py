@@ -32,7 +32,7 @@ class CompareOptions(ServingOptions):
     controllers: str = option(
         DEFAULT_CONTROLLERS,
         f"comma-separated: static-<kv_share>, static-grid, sglang-<ratio>, {', '.join(MOVING_CONTROLLERS)}, "
-        "ppo:<run or policy.npz>",
+        "<name>:tuned (eval/tune.py), ppo:<run or policy.npz>",
     )
     seeds: int = option(10, "episodes per workload")
     split: str = option("validation", "part of the data", choices=("train", "validation", "test", "all"))

@@ -127,7 +127,9 @@ def test_an_interruption_leaves_no_folder(tmp_path, trace, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("script", ["eval/compare.py", "eval/bench.py", "eval/gpu_check.py", "train/ppo.py"])
+@pytest.mark.parametrize(
+    "script", ["eval/compare.py", "eval/bench.py", "eval/gpu_check.py", "eval/tune.py", "train/ppo.py"]
+)
 def test_without_the_package_a_script_says_so_in_one_line(script, tmp_path):
     # -S leaves site-packages out, and with them the package; -E whatever PYTHONPATH says.
     path = SCRIPT.parents[1] / script
