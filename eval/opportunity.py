@@ -7,7 +7,7 @@ default against the best, and the replayed dynamic oracle against the best. Load
 import sys
 
 try:
-    from hbmgym.cli import option, parse_options, user_errors
+    from hbmgym.cli import fail, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -32,6 +32,7 @@ from hbmgym.envs.serving.core import make_layout, setup_hash
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
 from hbmgym.envs.traces.seeds import seeds_for
+from hbmgym.envs.traces.trace import TraceError
 from hbmgym.eval.cells import write_json
 from hbmgym.eval.comparison import RHO_SHARES
 from hbmgym.eval.load import rho
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             chosen = _calibrated(_cases(options))
             (folder / "episodes").mkdir(parents=True, exist_ok=True)
         results = _results(chosen, seeds, folder, options.jobs)
+    except TraceError as reason:
+        fail(str(reason))
     except KeyboardInterrupt:
         print(f"interrupted; finished episodes are in {folder} and will not be run again", file=sys.stderr)
         raise SystemExit(130) from None
@@ -102,11 +105,13 @@ def _cases(options: OpportunityOptions) -> list[Case]:
 
 
 def _calibrated(chosen: Sequence[Case]) -> list[Case]:
-    """Without those that no load can be found for, which leave a line."""
+    """Without those that no load can be found for, or so small a one that nobody is left; they leave a line."""
     found = []
     for case in chosen:
         try:
-            found.append(case.calibrated())
+            calibrated = case.calibrated()
+            calibrated.workload().episode("validation", seeds_for("validation", 1)[0])
+            found.append(calibrated)
         except ValueError as reason:
             print(f"{case.name} is left out: {reason}", file=sys.stderr)
     if not found:

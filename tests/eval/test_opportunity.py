@@ -1,5 +1,6 @@
 """The opportunity map: what its episodes measure, and what they are taken to say."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ from hbmgym.eval.opportunities.measure import FIGURES, both_pools_full, measure
 from hbmgym.eval.opportunities.verdict import CaseResult
 from hbmgym.memory_backend.oplog import KV
 
-from .traffic import CONFIG, MIX
+from .traffic import CONFIG, MIX, write_trace
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -138,6 +139,14 @@ def test_finished_episodes_are_not_run_again(tmp_path, monkeypatch):
     file.write_text(file.read_text()[:100])  # damaged, so it is measured anew
     monkeypatch.setattr(opportunity, "measure", lambda *_: episode((9, 9, 2, 9, 9), 3, 1))
     assert opportunity._answer(asked)["statics"][2]["cost"] == 2
+
+
+def test_a_case_whose_load_leaves_nobody_is_left_out(tmp_path, monkeypatch, capsys):
+    trace = str(write_trace(tmp_path / "own.jsonl"))
+    monkeypatch.setattr(Case, "calibrated", lambda case: dataclasses.replace(case, load=1e-9))
+    with pytest.raises(ValueError, match="no case is left"):
+        opportunity._calibrated([Case(PLATFORMS[0], trace=trace)])
+    assert "own on qwen3-next-80b-a3b@h200 is left out: own: the episode has 0 rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
