@@ -1,6 +1,5 @@
 """The opportunity map: what its episodes measure, and what they are taken to say."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,13 +7,14 @@ import pytest
 
 from hbmgym.envs.platforms import PLATFORMS
 from hbmgym.envs.serving.core import Core
+from hbmgym.envs.traces.trace import TraceError
 from hbmgym.eval import opportunity
 from hbmgym.eval.opportunities.cases import Case
 from hbmgym.eval.opportunities.measure import FIGURES, both_pools_full, measure
 from hbmgym.eval.opportunities.verdict import CaseResult
 from hbmgym.memory_backend.oplog import KV
 
-from .traffic import CONFIG, MIX, write_trace
+from .traffic import CONFIG, MIX
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -141,11 +141,14 @@ def test_finished_episodes_are_not_run_again(tmp_path, monkeypatch):
     assert opportunity._answer(asked)["statics"][2]["cost"] == 2
 
 
-def test_a_case_whose_load_leaves_nobody_is_left_out(tmp_path, monkeypatch, capsys):
-    trace = str(write_trace(tmp_path / "own.jsonl"))
-    monkeypatch.setattr(Case, "calibrated", lambda case: dataclasses.replace(case, load=1e-9))
+def test_a_case_without_an_episode_is_left_out(monkeypatch, capsys):
+    def nobody(case):
+        raise TraceError(f"{case.workload_name}: the episode has 0 rows")
+
+    monkeypatch.setattr(Case, "calibrated", lambda case: case)
+    monkeypatch.setattr(Case, "workload", nobody)
     with pytest.raises(ValueError, match="no case is left"):
-        opportunity._calibrated([Case(PLATFORMS[0], trace=trace)])
+        opportunity._calibrated([Case(PLATFORMS[0], trace="own.npz")])
     assert "own on qwen3-next-80b-a3b@h200 is left out: own: the episode has 0 rows" in capsys.readouterr().err
 
 
