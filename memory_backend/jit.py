@@ -5,7 +5,7 @@ folder is therefore named after a hash of all sources that hold kernels, intrins
 
 Both compile without numba's runtime: reference counts of the many arrays that kernels pass to each other cost more than
 the work itself (7 x, measured), and a kernel that would allocate fails to compile. What numba does for reference counts
-alone is left out, and so is machine code that nobody calls: a third of the time that compiling takes.
+alone is left out, and so are optimisation and machine code of what kernels inline: that was half the time.
 """
 
 import gc
@@ -61,7 +61,10 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False
 
 
 class _KernelLibrary(JITCodeLibrary):  # type: ignore[misc]  # numba has no types
-    """Machine code of a kernel, without the optimisation that numba runs ahead only to pair reference counts."""
+    """Machine code of a kernel, optimised once: numba's passes ahead are there to pair reference counts."""
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
 
     def _optimize_final_module(self) -> None:
         passes, builder = self._codegen._module_pass_manager()
@@ -69,7 +72,14 @@ class _KernelLibrary(JITCodeLibrary):  # type: ignore[misc]  # numba has no type
 
 
 class _SubkernelLibrary(_KernelLibrary):
-    """What kernels inline or copy; nobody calls a subkernel itself, so it gets no machine code of its own."""
+    """What kernels inline or copy; nobody calls a subkernel itself, so it gets no machine code of its own.
+
+    It is made small only: the kernel that takes it in optimises all of it, and LLVM would do so at every level between.
+    """
+
+    def _optimize_final_module(self) -> None:
+        passes, builder = self._codegen._module_pass_manager(opt=1, loop_vectorize=False, slp_vectorize=False)
+        passes.run(self._final_module, builder)
 
     def _finalize_final_module(self) -> None:
         self._verify_declare_only_symbols()
