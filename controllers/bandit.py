@@ -2,9 +2,8 @@
 
 Source: POLAR (Li and Li, arXiv 2604.16583): a LinUCB model learns at every step, while what is held in memory changes
 only between epochs, whose lengths double. There the memory holds adapters and the model routes requests; here an arm is
-a kv_share, its context what arrives. Cost = 2 missed / (met + missed) + 0.1 mean wait / SLO, which is 1 - reward of the
-environment with the requests judged in the window in place of those expected. It is never below 0, which is what makes
-exploring stop: while nothing is missed no arm can be better. Nothing is random.
+a kv_share, its context what arrives. Cost = 2 missed / (met + missed) + 0.1 mean wait / SLO. It is never below 0, which
+is what makes exploring stop: while nothing is missed no arm can be better. Nothing is random.
 """
 
 from dataclasses import dataclass

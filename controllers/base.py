@@ -24,6 +24,9 @@ def _marginal_rows(pool: str) -> list[tuple[str, str, str]]:
     ]
 
 
+_MARGINAL_ROWS = (*_marginal_rows("kv"), *_marginal_rows("ssm"))
+MARGINAL_FIELDS = tuple(name for name, _, _ in _MARGINAL_ROWS)
+
 # name, unit, meaning. "window": sum or average over the last control window; "now": at its end;
 # "10 s" / "100 s": exponentially weighted average with that time constant, updated once per window.
 TELEMETRY_TABLE: tuple[tuple[str, str, str], ...] = (
@@ -72,14 +75,14 @@ TELEMETRY_TABLE: tuple[tuple[str, str, str], ...] = (
     ("finished_per_s", "1/s", "window: requests finished"),
     ("met", "requests", "window: finished requests that met both SLOs"),
     ("missed", "requests", "window: SLO misses, once each: when the age passes the TTFT SLO, at rejection or finish"),
+    ("cost", "1", "window: growth of the sum of min(max(TTFT / SLO, TPOT / SLO), 10), age counted while it passes"),
     ("preemptions", "requests", "window"),
     ("rejected", "requests", "window"),
     ("ttft_over_slo_10s", "1", "10 s: mean of min(TTFT / TTFT SLO, 10) over first tokens"),
     ("tpot_over_slo_10s", "1", "10 s: mean of min(TPOT / TPOT SLO, 10) over finished requests"),
     ("moved_chunks", "chunks", "window: chunks that changed pools"),
     ("relocated_bytes", "bytes", "window: bytes copied to clear the top of a shrinking pool"),
-    *_marginal_rows("kv"),
-    *_marginal_rows("ssm"),
+    *_MARGINAL_ROWS,
 )  # fmt: skip
 
 TELEMETRY = np.dtype([(name, "f8") for name, _, _ in TELEMETRY_TABLE])

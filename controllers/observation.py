@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from hbmgym.controllers.base import TELEMETRY
+from hbmgym.controllers.base import MARGINAL_FIELDS, TELEMETRY
 from hbmgym.memory_backend.jit import kernel, subkernel
 
 # Reference points of the logarithms: the middle of what is served, not limits.
@@ -62,6 +62,7 @@ OBSERVATION_TABLE: tuple[tuple[str, str], ...] = (
     ("tokens_per_slot", "log(slot_bytes / kv_token_bytes / 4096) / 5"),
     ("budget", "log(budget_bytes / 32 GiB) / 5"),
     ("slots_per_request", "slots_per_request / 8"),
+    *((name, f"squash(10 {name})") for name in MARGINAL_FIELDS),
 )
 OBSERVATION_NAMES = tuple(name for name, _ in OBSERVATION_TABLE)
 OBSERVATION_SIZE = len(OBSERVATION_TABLE)
@@ -181,6 +182,15 @@ def _see_geometry(t, o):
     o.slots_per_request = _bounded(t.slots_per_request / 8.0)
 
 
+_MARGINALS = len(MARGINAL_FIELDS)  # the last ones of a record, and of an observation
+
+
+@subkernel
+def _see_marginals(values, observation):
+    for i in range(_MARGINALS):
+        observation[OBSERVATION_SIZE - _MARGINALS + i] = _squash(10.0 * values[len(values) - _MARGINALS + i])
+
+
 @kernel
 def _observe(values, observation):
     t = values.view(_TELEMETRY)[0]
@@ -192,6 +202,7 @@ def _observe(values, observation):
     _see_demand(t, o)
     _see_service(t, o)
     _see_geometry(t, o)
+    _see_marginals(values, observation)
 
 
 def observe_into(telemetry: np.record, observation: np.ndarray) -> None:

@@ -19,7 +19,6 @@ from hbmgym.envs.traces.seeds import SEED_RANGES, Part, check_seed
 from hbmgym.envs.workload import Workload, open_workloads
 from hbmgym.memory_backend.vmm import BACKENDS
 
-WAITING_WEIGHT = 0.1
 RENDER_MODES = ("ansi", "rgb_array")
 _RESET_OPTIONS = ("episode_seed",)
 _FIELDS = tuple(name for name, _, _ in TELEMETRY_TABLE)
@@ -57,16 +56,18 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     ## Reward
     Per window, and 0 while the window lies in the warm-up:
 
-        reward = (met - missed) / expected - 0.1 * waiting
+        reward = 1 - cost / (expected * reference_cost)
 
-    | term     | meaning                                                                                            |
-    |----------|----------------------------------------------------------------------------------------------------|
-    | met      | requests finished in this window within both SLOs (time to first token, time per output token)     |
-    | missed   | SLO misses booked in this window, each once: at age > TTFT SLO, at rejection, or at a late finish  |
-    | expected | the episode's mean measured arrivals per window                                                    |
-    | waiting  | mean over requests without a first token of min(age / TTFT SLO, 10), at the end of the window      |
+    | term           | meaning                                                                                      |
+    |----------------|----------------------------------------------------------------------------------------------|
+    | cost           | growth in this window of the sum over requests of min(max(TTFT / SLO, TPOT / SLO), 10), the  |
+    |                | age of a request that waits for its first token counted while it passes; a rejected one is 10 |
+    | expected       | the episode's mean measured arrivals per window                                              |
+    | reference_cost | mean cost of a request that is worth reward 0, by workload; by default 1                     |
 
-    Moving memory has no term of its own: it costs time. Nothing is added at truncation; bootstrap there.
+    So the mean reward is 1 - mean cost / reference_cost, but for what is still to be served at the horizon; the mean
+    cost is what controllers are compared by. With the cost of the best static split as reference, above 0 is better
+    than that. Moving memory has no term of its own: it costs time. Nothing is added at truncation; bootstrap there.
 
     ## Starting state
     Empty caches at the configuration's `initial_kv_share`, or at a share drawn uniformly from the bounds with
@@ -85,9 +86,9 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     |-----------------------------------------------------|---------------------------------------------------------|
     | `time_s`                                            | now: simulated clock                                    |
     | `warmup`                                            | the window lies in the warm-up; true at reset           |
-    | `reward/slo`, `reward/waiting`                      | the two terms; they add up to the reward                |
+    | `cost`                                              | as in the reward                                        |
     | `kv_share_requested`, `kv_share_effective`          | now                                                     |
-    | `met`, `missed`, `arrivals`, `preemptions`, `rejected` | requests; missed: as in the reward                   |
+    | `met`, `missed`, `arrivals`, `preemptions`, `rejected` | requests; missed once each: age > TTFT SLO, or later |
     | `waiting`, `running`                                | requests, now                                           |
     | `moved_chunks`, `migrated_bytes`                    | chunks that changed pools; their bytes and those copied |
     | `hit_rate`                                          | prompt tokens reused / admitted, averaged over ~10 s    |
@@ -107,6 +108,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     | `serving`                 | None           | fields of `ServingConfig` that differ from their defaults         |
     | `absolute`                | set by the id  | the second row of the action table                                |
     | `randomise_initial_share` | False          | see starting state; for training                                  |
+    | `reference_costs`         | None           | mapping from the names of workloads to numbers above 0, see reward |
     | `workload`                | None           | `Workload` object or several, in place of scenario to loop        |
 
     All but `workload` can be written as JSON. Wrong ones raise a one-line ValueError.
@@ -137,6 +139,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         serving: Mapping[str, Any] | None = None,
         absolute: bool = False,
         randomise_initial_share: bool = False,
+        reference_costs: Mapping[str, float] | None = None,
         workload: Workload | Sequence[Workload] | None = None,
     ) -> None:
         _check_choice("part", part, SEED_RANGES)
@@ -154,6 +157,8 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.observation_space = gym.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
         self._part = part
+        self._reference_costs = dict(reference_costs or {})
+        _check_references(self._reference_costs, [workload.name for workload in self._workloads])
         self._action = ShareAction("absolute" if absolute else "incremental")
         self._randomise_initial_share = randomise_initial_share
         self._figure: HistoryFigure | None = None
@@ -185,7 +190,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         if self._figure is not None:
             self._figure.add(telemetry)
         truncated = self._window_end_s >= self.episode.horizon_s
-        return observe(telemetry), info["reward/slo"] + info["reward/waiting"], False, truncated, info
+        return observe(telemetry), self._reward(info), False, truncated, info
 
     def render(self) -> str | np.ndarray | None:
         """The line or the figure of the current state, None without a render mode."""
@@ -223,16 +228,18 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         if share is not None:
             self.core.request_split(share)
 
+    def _reward(self, info: dict[str, Any]) -> float:
+        if info["warmup"]:
+            return 0.0
+        reference_cost = self._reference_costs.get(self.workload.name, 1.0)
+        return 1.0 - float(info["cost"]) / (self._expected * reference_cost)
+
     def _info(self, telemetry: dict[str, float]) -> dict[str, Any]:
-        warmup = self._window_end_s <= self.episode.warmup_s
-        slo = (telemetry["met"] - telemetry["missed"]) / self._expected
-        waiting = 0.0 - WAITING_WEIGHT * telemetry["mean_wait_over_slo"]
         moved_bytes = telemetry["moved_chunks"] * self.core.layout.chunk_bytes
         return {
             "time_s": telemetry["time_s"],
-            "warmup": warmup,
-            "reward/slo": 0.0 if warmup else slo,
-            "reward/waiting": 0.0 if warmup else waiting,
+            "warmup": self._window_end_s <= self.episode.warmup_s,
+            "cost": telemetry["cost"],
             "kv_share_requested": telemetry["kv_share_requested"],
             "kv_share_effective": telemetry["kv_share_effective"],
             "met": int(telemetry["met"]),
@@ -285,6 +292,13 @@ def _nested(name: str, value: Any, default: Any) -> Any:
         if (present := getattr(default, field)) is not None and setting is not None:
             _check_type(f"{name}.{field}", setting, type(present))
     return dataclasses.replace(default, **value)
+
+
+def _check_references(costs: Mapping[str, float], workloads: Sequence[str]) -> None:
+    for name, cost in costs.items():
+        _check_choice("workload of reference_costs", name, workloads)
+        if not 0.0 < cost < math.inf:
+            raise ValueError(f"reference cost of {name} is {cost}, expected a finite number > 0")
 
 
 def _listed(names: str | Sequence[str] | None) -> Sequence[str]:

@@ -19,8 +19,6 @@ from hbmgym.eval.rollout import Rollout, evaluate
 from hbmgym.files import write_atomically
 
 _MEANS = {
-    "reward/slo": "reward/slo",
-    "reward/waiting": "reward/waiting",
     "mem/kv_share_requested": "kv_share_requested",
     "mem/kv_share_effective": "kv_share_effective",
     "mem/kv_pressure": "kv_pressure",

@@ -4,7 +4,18 @@ import math
 
 from hbmgym.envs.serving.order import enter_heap, leave_heap, next_release_s, push_first, push_last, remove
 from hbmgym.envs.serving.shortage import PRICED, split_is_given
-from hbmgym.envs.serving.state import ASIDE, DEADLINE, DOES_NOT_FIT, HELD, HOLD, QUEUE, REJECTED, RELEASES, WAITING
+from hbmgym.envs.serving.state import (
+    ASIDE,
+    DEADLINE,
+    DOES_NOT_FIT,
+    HELD,
+    HOLD,
+    QUEUE,
+    REJECTED,
+    RELEASES,
+    WAITING,
+    WORST_RATIO,
+)
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.pools import NONE
 
@@ -219,8 +230,17 @@ def reject(state, row, reason, at_s):
     request.reject_reason = reason
     request.ended_s = at_s
     state.engine.rejected += 1
+    state.engine.cost += WORST_RATIO - ttft_over_slo(request)
     book_miss(state, row)
     release_followers(state, row)
+
+
+@subkernel
+def ttft_over_slo(request):
+    """min(TTFT / SLO, 10), which has been booked as cost; 0 before the first token."""
+    if request.first_token_s != request.first_token_s:
+        return 0.0
+    return min((request.first_token_s - request.arrival_s) / request.ttft_slo_s, WORST_RATIO)
 
 
 @subkernel

@@ -1,7 +1,7 @@
 """From the first token to the end: growth, preemption, finish, and how memory is given back (rules 6, 7)."""
 
 from hbmgym.envs.serving.admission import grow
-from hbmgym.envs.serving.arrival import book_miss, enqueue_first, reject, release_followers
+from hbmgym.envs.serving.arrival import book_miss, enqueue_first, reject, release_followers, ttft_over_slo
 from hbmgym.envs.serving.order import add_event, is_older, leave_heap, push_last, remove
 from hbmgym.envs.serving.shortage import MIGRATE, answer_shortage, fetch_room, page_needs_an_edge
 from hbmgym.envs.serving.snapshots import pop_private_page, publish_computed
@@ -141,7 +141,9 @@ def finish(state, row):
     met_tpot = True
     if trace.output_tokens > 1:
         tpot_s = (engine.now_s - request.first_token_s) / (trace.output_tokens - 1)
-        engine.tpot_over_slo += min(tpot_s / engine.tpot_slo_s, WORST_RATIO)
+        tpot_over_slo = min(tpot_s / engine.tpot_slo_s, WORST_RATIO)
+        engine.tpot_over_slo += tpot_over_slo
+        engine.cost += max(tpot_over_slo - ttft_over_slo(request), 0.0)
         engine.tpots += 1
         met_tpot = tpot_s <= engine.tpot_slo_s
     if met_tpot and request.missed == 0:

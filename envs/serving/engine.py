@@ -209,6 +209,7 @@ def _book_first_token(state, row):
     ratio = (engine.now_s - request.arrival_s) / request.ttft_slo_s
     engine.first_tokens += 1
     engine.ttft_over_slo += min(ratio, WORST_RATIO)
+    engine.cost += min(ratio, WORST_RATIO)
     if ratio > 1.0:
         book_miss(state, row)
 

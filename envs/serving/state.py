@@ -128,6 +128,7 @@ ENGINE = np.dtype(
         ("ttft_over_slo", "f8"),  # sums of min(ratio, 10)
         ("tpot_over_slo", "f8"),
         ("tpots", "i8"),
+        ("cost", "f8"),  # what is certain by now of the sum of min(SLO ratio, 10)
     ],
     align=True,
 )

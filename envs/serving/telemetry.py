@@ -28,6 +28,7 @@ FAST_S, SLOW_S = 10.0, 100.0
     TTFT,
     TPOTS,
     TPOT,
+    COST,
     BUSY,
     BLOCKED_KV,
     BLOCKED_SSM,
@@ -39,7 +40,7 @@ FAST_S, SLOW_S = 10.0, 100.0
     MOVED,
     RELOCATED,
     MARGINAL,  # and those after it, in the order of State.marginal
-) = range(23)
+) = range(24)
 COUNTERS = MARGINAL + MARGINAL_COUNT
 
 
@@ -63,7 +64,7 @@ def make_window() -> Window:
 
 
 @subkernel
-def _count(state, seen, grown):
+def _count(state, seen, grown, waiting_cost):
     """Write the growth of every counter since `seen`, and bring `seen` up to date."""
     engine = state.engine
     memory = state.memory
@@ -79,6 +80,7 @@ def _count(state, seen, grown):
     grown[TTFT] = engine.ttft_over_slo
     grown[TPOTS] = engine.tpots
     grown[TPOT] = engine.tpot_over_slo
+    grown[COST] = engine.cost + waiting_cost
     grown[BUSY] = engine.busy_s
     grown[BLOCKED_KV] = engine.blocked_kv_s
     grown[BLOCKED_SSM] = engine.blocked_ssm_s
@@ -137,6 +139,7 @@ def _look_at_waiting(state, telemetry):
             row = request.next
     telemetry.oldest_wait_over_slo = oldest
     telemetry.mean_wait_over_slo = _ratio(total, count)
+    return total
 
 
 @subkernel
@@ -181,6 +184,7 @@ def _write_rates(state, window, telemetry, seconds):
     telemetry.finished_per_s = grown[FINISHED] / seconds
     telemetry.met = grown[MET]
     telemetry.missed = grown[MISSED]
+    telemetry.cost = grown[COST]
     telemetry.preemptions = grown[PREEMPTIONS]
     telemetry.rejected = grown[REJECTED]
     telemetry.ttft_over_slo_10s = _ratio(fast[TTFT], fast[FIRST_TOKENS])
@@ -220,8 +224,8 @@ def close_window(table, window, telemetry):
     telemetry.window_s = seconds
     telemetry.waiting = engine.waiting + engine.aside + engine.held
     telemetry.running = engine.decoding + engine.prefilling
-    _look_at_waiting(state, telemetry)
-    _count(state, window.seen, window.grown)
+    waiting_cost = _look_at_waiting(state, telemetry)
+    _count(state, window.seen, window.grown, waiting_cost)
     _average(window.fast, window.grown, seconds, FAST_S)
     _average(window.slow, window.grown, seconds, SLOW_S)
     _look_at_pools(state, telemetry)

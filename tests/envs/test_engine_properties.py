@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.serving.core import Core
+from hbmgym.envs.serving.metrics import request_costs
 from hbmgym.envs.serving.state import FINISHED, REJECTED
 from hbmgym.envs.traces.episode import link
 from hbmgym.memory_backend.vmm import VmmRefused
@@ -74,6 +75,8 @@ def test_every_request_ends_in_causal_order_with_nothing_lost(config, episode, s
     assert np.all(np.diff([record.time_s for record in telemetry]) >= 0)
     for name, total in (("met", core.counters.met), ("missed", core.counters.missed)):
         assert sum(record[name] for record in telemetry) == total
+    costs = request_costs(rows, requests, core.setup.tpot_slo_s)
+    assert sum(record.cost for record in telemetry) == pytest.approx(costs.sum(), rel=1e-9)
 
 
 @some_examples

@@ -121,15 +121,26 @@ def test_info_has_the_same_json_types_at_every_step(env: HbmPartitionEnv) -> Non
     assert set(types[0].values()) == {bool, int, float}
 
 
-def test_the_reward_is_zero_in_the_warm_up_and_the_sum_of_its_terms_after(env: HbmPartitionEnv) -> None:
+def test_the_reward_is_zero_in_the_warm_up_and_what_cost_leaves_of_1_after(env: HbmPartitionEnv) -> None:
     _, rewards, infos = rollout(env, 0)
     expected_arrivals = env.episode.rate_per_s * SERVING["window_s"]
     assert [info["warmup"] for info in infos[:4]] == [True, True, True, False]
     for reward, info in zip(rewards, infos[1:], strict=True):
-        assert reward == info["reward/slo"] + info["reward/waiting"]
-        slo = (info["met"] - info["missed"]) / expected_arrivals
-        assert info["reward/slo"] == (0.0 if info["warmup"] else pytest.approx(slo))
-    assert rewards[2:].any()
+        assert reward == (0.0 if info["warmup"] else pytest.approx(1.0 - info["cost"] / expected_arrivals))
+    assert len(set(rewards)) > 3
+
+
+def test_reward_0_is_the_reference_cost() -> None:
+    name = TinyWorkload.name
+    plain, halved = (
+        HbmPartitionEnv(workload=TinyWorkload(), serving=SERVING, reference_costs=c) for c in ({}, {name: 0.5})
+    )
+    for mine, other in zip(rollout(plain, 0)[1][2:], rollout(halved, 0)[1][2:], strict=True):
+        assert 1.0 - other == pytest.approx(2.0 * (1.0 - mine))
+    with pytest.raises(ValueError, match=r"reference cost of \w+ is 0\.0"):
+        HbmPartitionEnv(workload=TinyWorkload(), serving=SERVING, reference_costs={name: 0.0})
+    with pytest.raises(ValueError, match="workload of reference_costs is 'other'"):
+        HbmPartitionEnv(workload=TinyWorkload(), serving=SERVING, reference_costs={"other": 1.0})
 
 
 def test_an_action_below_one_slot_holds_and_repeated_ones_add_up(env: HbmPartitionEnv) -> None:
