@@ -14,18 +14,20 @@ MARGINAL_STEPS = (0.02, 0.05, 0.1, 0.2)
 """Parts of the budget: Telemetry says what so much more or less would be worth to a pool (`*_gain_*`, `*_cost_*`)."""
 
 
-def _marginal_rows(pool: str) -> list[tuple[str, str, str]]:
-    gain = "10 s: prefill seconds per second that so many % of the budget more would have saved this pool"
-    cost = "10 s: prefill seconds per second that so many % of the budget less would have cost this pool"
-    steps = [round(100 * step) for step in MARGINAL_STEPS]
+def _marginal_rows(average: str, suffix: str) -> list[tuple[str, str, str]]:
+    gain = f"{average}: prefill seconds per second that so many % of the budget more would have saved this pool"
+    cost = f"{average}: prefill seconds per second that so many % of the budget less would have cost this pool"
     return [
-        *((f"{pool}_gain_{step}pct", "s/s", gain) for step in steps),
-        *((f"{pool}_cost_{step}pct", "s/s", cost) for step in steps),
+        (f"{pool}_{name}_{round(100 * step)}pct{suffix}", "s/s", meaning)
+        for pool in ("kv", "ssm")
+        for name, meaning in (("gain", gain), ("cost", cost))
+        for step in MARGINAL_STEPS
     ]
 
 
-_MARGINAL_ROWS = (*_marginal_rows("kv"), *_marginal_rows("ssm"))
+_MARGINAL_ROWS = (*_marginal_rows("10 s", ""), *_marginal_rows("100 s", "_100s"))
 MARGINAL_FIELDS = tuple(name for name, _, _ in _MARGINAL_ROWS)
+"""The last ones of a record."""
 
 # name, unit, meaning. "window": sum or average over the last control window; "now": at its end;
 # "10 s" / "100 s": exponentially weighted average with that time constant, updated once per window.

@@ -56,18 +56,21 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     ## Reward
     Per window, and 0 while the window lies in the warm-up:
 
-        reward = 1 - cost / (expected * reference_cost)
+        reward = (reference - cost) / (expected * reference mean)
 
-    | term           | meaning                                                                                      |
-    |----------------|----------------------------------------------------------------------------------------------|
-    | cost           | growth in this window of the sum over requests of min(max(TTFT / SLO, TPOT / SLO), 10), the  |
+    | term           | meaning                                                                                       |
+    |----------------|-----------------------------------------------------------------------------------------------|
+    | cost           | growth in this window of the sum over requests of min(max(TTFT / SLO, TPOT / SLO), 10), the   |
     |                | age of a request that waits for its first token counted while it passes; a rejected one is 10 |
-    | expected       | the episode's mean measured arrivals per window                                              |
-    | reference_cost | mean cost of a request that is worth reward 0, by workload; by default 1                     |
+    | expected       | the episode's mean measured arrivals per window                                               |
+    | reference      | the cost that a fixed split has in the same window of the same episode (see `references`); by |
+    |                | default `expected`: a cost of 1 per request                                                   |
+    | reference mean | that split's mean cost per request over the workload; by default 1                            |
 
-    So the mean reward is 1 - mean cost / reference_cost, but for what is still to be served at the horizon; the mean
-    cost is what controllers are compared by. With the cost of the best static split as reference, above 0 is better
-    than that. Moving memory has no term of its own: it costs time. Nothing is added at truncation; bootstrap there.
+    So the mean reward is by how much, relative to the reference, the mean cost of a request is smaller, but for what is
+    still to be served at the horizon; the mean cost is what controllers are compared by. What costs much whatever the
+    split, a burst of long prompts, cancels out (an input-dependent baseline: Mao et al., ICLR 2019). Moving memory has
+    no term of its own: it costs time. Nothing is added at truncation; bootstrap there.
 
     ## Starting state
     Empty caches at the configuration's `initial_kv_share`, or at a share drawn uniformly from the bounds with
@@ -108,7 +111,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     | `serving`                 | None           | fields of `ServingConfig` that differ from their defaults         |
     | `absolute`                | set by the id  | the second row of the action table                                |
     | `randomise_initial_share` | False          | see starting state; for training                                  |
-    | `reference_costs`         | None           | mapping from the names of workloads to numbers above 0, see reward |
+    | `references`              | None           | (kv_share, mean cost) of a fixed split by name of workload        |
     | `workload`                | None           | `Workload` object or several, in place of scenario to loop        |
 
     All but `workload` can be written as JSON. Wrong ones raise a one-line ValueError.
@@ -139,7 +142,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         serving: Mapping[str, Any] | None = None,
         absolute: bool = False,
         randomise_initial_share: bool = False,
-        reference_costs: Mapping[str, float] | None = None,
+        references: Mapping[str, Sequence[float]] | None = None,
         workload: Workload | Sequence[Workload] | None = None,
     ) -> None:
         _check_choice("part", part, SEED_RANGES)
@@ -157,8 +160,8 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.observation_space = gym.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
         self._part = part
-        self._reference_costs = dict(reference_costs or {})
-        _check_references(self._reference_costs, [workload.name for workload in self._workloads])
+        self._references = dict(references or {})
+        _check_references(self._references, [workload.name for workload in self._workloads])
         self._action = ShareAction("absolute" if absolute else "incremental")
         self._randomise_initial_share = randomise_initial_share
         self._figure: HistoryFigure | None = None
@@ -174,6 +177,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         if not self._expected > 0.0:
             raise ValueError(f"episode {self.episode.name} seed {self.episode.seed} has no measured arrivals")
         self._windows = 0
+        self._reference_costs = self._run_reference()
         telemetry = self.core.reset(self.episode, self._initial_share())
         self._action.reset(float(telemetry.kv_share_requested), self.core.layout)
         if self.render_mode == "rgb_array":
@@ -228,11 +232,20 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         if share is not None:
             self.core.request_split(share)
 
+    def _run_reference(self) -> list[float]:
+        """What the fixed split of the workload's reference costs in every window of this episode."""
+        share, mean = self._references.get(self.workload.name, (None, 1.0))
+        self._reference_mean = self._expected * mean
+        windows = math.ceil(self.episode.horizon_s / self.core.config.window_s)
+        if share is None:
+            return [self._expected] * windows
+        self.core.reset(self.episode, share, (share, share))
+        return [float(self.core.run_window().cost) for _ in range(windows)]
+
     def _reward(self, info: dict[str, Any]) -> float:
         if info["warmup"]:
             return 0.0
-        reference_cost = self._reference_costs.get(self.workload.name, 1.0)
-        return 1.0 - float(info["cost"]) / (self._expected * reference_cost)
+        return (self._reference_costs[self._windows - 1] - float(info["cost"])) / self._reference_mean
 
     def _info(self, telemetry: dict[str, float]) -> dict[str, Any]:
         moved_bytes = telemetry["moved_chunks"] * self.core.layout.chunk_bytes
@@ -294,11 +307,11 @@ def _nested(name: str, value: Any, default: Any) -> Any:
     return dataclasses.replace(default, **value)
 
 
-def _check_references(costs: Mapping[str, float], workloads: Sequence[str]) -> None:
-    for name, cost in costs.items():
-        _check_choice("workload of reference_costs", name, workloads)
-        if not 0.0 < cost < math.inf:
-            raise ValueError(f"reference cost of {name} is {cost}, expected a finite number > 0")
+def _check_references(references: Mapping[str, Sequence[float]], workloads: Sequence[str]) -> None:
+    for name, reference in references.items():
+        _check_choice("workload of references", name, workloads)
+        if len(reference) != 2 or not (0.0 <= reference[0] <= 1.0 and 0.0 < reference[1] < math.inf):
+            raise ValueError(f"reference of {name} is {reference}, expected (kv_share from 0 to 1, mean cost above 0)")
 
 
 def _listed(names: str | Sequence[str] | None) -> Sequence[str]:

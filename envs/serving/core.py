@@ -180,9 +180,11 @@ class Core:
         _set_ttft_slos(self._table.address, self.config.ttft_slo_floor_s, self.config.ttft_slo_factor)
         self._window = make_window()
         self._window_end_s = 0.0
-        self.telemetry = np.zeros(1, TELEMETRY).view(np.recarray)[0]
+        telemetry = np.zeros(1, TELEMETRY)
+        self.telemetry = telemetry.view(np.recarray)[0]
+        self._telemetry_values = telemetry.view(np.float64)
         self._write_constants()
-        close_window(self._table.address, self._window, self.telemetry)
+        close_window(self._table.address, self._window, self.telemetry, self._telemetry_values)
         return self.telemetry
 
     def _make_state(self, slots: int) -> State:
@@ -269,7 +271,7 @@ class Core:
         self._window_end_s += self.config.window_s
         while run(self._table.address, self._window_end_s, self._log_margin) == LOG_FULL:
             self._execute_log()
-        close_window(self._table.address, self._window, self.telemetry)
+        close_window(self._table.address, self._window, self.telemetry, self._telemetry_values)
         self._execute_log()
         if self._check:
             self.check()

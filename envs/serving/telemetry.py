@@ -194,28 +194,17 @@ def _write_rates(state, window, telemetry, seconds):
 
 
 @subkernel
-def _write_marginal(telemetry, fast):
-    telemetry.kv_gain_2pct = fast[MARGINAL + 0]
-    telemetry.kv_gain_5pct = fast[MARGINAL + 1]
-    telemetry.kv_gain_10pct = fast[MARGINAL + 2]
-    telemetry.kv_gain_20pct = fast[MARGINAL + 3]
-    telemetry.kv_cost_2pct = fast[MARGINAL + 4]
-    telemetry.kv_cost_5pct = fast[MARGINAL + 5]
-    telemetry.kv_cost_10pct = fast[MARGINAL + 6]
-    telemetry.kv_cost_20pct = fast[MARGINAL + 7]
-    telemetry.ssm_gain_2pct = fast[MARGINAL + 8]
-    telemetry.ssm_gain_5pct = fast[MARGINAL + 9]
-    telemetry.ssm_gain_10pct = fast[MARGINAL + 10]
-    telemetry.ssm_gain_20pct = fast[MARGINAL + 11]
-    telemetry.ssm_cost_2pct = fast[MARGINAL + 12]
-    telemetry.ssm_cost_5pct = fast[MARGINAL + 13]
-    telemetry.ssm_cost_10pct = fast[MARGINAL + 14]
-    telemetry.ssm_cost_20pct = fast[MARGINAL + 15]
+def _write_marginals(window, values):
+    first = len(values) - 2 * MARGINAL_COUNT
+    for i in range(MARGINAL_COUNT):
+        values[first + i] = window.fast[MARGINAL + i]
+        values[first + MARGINAL_COUNT + i] = window.slow[MARGINAL + i]
 
 
 @kernel
-def close_window(table, window, telemetry):
-    """Fill `telemetry` for the window that ends now, and start the next one."""
+def close_window(table, window, telemetry, values):
+    """Fill `telemetry`, whose fields `values` holds as float64 (fields,), for the window that ends now, and start the
+    next one."""
     state = state_at(table)
     engine = state.engine
     seconds = max(engine.now_s - window.start_s[0], 1e-9)
@@ -230,4 +219,4 @@ def close_window(table, window, telemetry):
     _average(window.slow, window.grown, seconds, SLOW_S)
     _look_at_pools(state, telemetry)
     _write_rates(state, window, telemetry, seconds)
-    _write_marginal(telemetry, window.fast)
+    _write_marginals(window, values)

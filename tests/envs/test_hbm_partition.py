@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,12 +68,14 @@ def env() -> Iterator[HbmPartitionEnv]:
     environment.close()
 
 
-def rollout(env: gym.Env[np.ndarray, np.ndarray], seed: int) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+def rollout(
+    env: gym.Env[np.ndarray, np.ndarray], seed: int, *, hold: bool = False
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
     observation, info = env.reset(seed=seed)
     rng = np.random.default_rng(seed)
     observations, rewards, infos, truncated = [observation], [], [info], False
     while not truncated:
-        observation, reward, _, truncated, info = env.step(rng.uniform(-1, 1, 1).astype(np.float32))
+        observation, reward, _, truncated, info = env.step(action(0.0 if hold else rng.uniform(-1, 1)))
         observations.append(observation)
         rewards.append(reward)
         infos.append(info)
@@ -130,17 +133,26 @@ def test_the_reward_is_zero_in_the_warm_up_and_what_cost_leaves_of_1_after(env: 
     assert len(set(rewards)) > 3
 
 
-def test_reward_0_is_the_reference_cost() -> None:
-    name = TinyWorkload.name
-    plain, halved = (
-        HbmPartitionEnv(workload=TinyWorkload(), serving=SERVING, reference_costs=c) for c in ({}, {name: 0.5})
-    )
-    for mine, other in zip(rollout(plain, 0)[1][2:], rollout(halved, 0)[1][2:], strict=True):
-        assert 1.0 - other == pytest.approx(2.0 * (1.0 - mine))
-    with pytest.raises(ValueError, match=r"reference cost of \w+ is 0\.0"):
-        HbmPartitionEnv(workload=TinyWorkload(), serving=SERVING, reference_costs={name: 0.0})
-    with pytest.raises(ValueError, match="workload of reference_costs is 'other'"):
-        HbmPartitionEnv(workload=TinyWorkload(), serving=SERVING, reference_costs={"other": 1.0})
+def test_a_reference_is_a_fixed_split_on_the_same_episode() -> None:
+    """Held at the reference's own share, the environment earns nothing; elsewhere the difference of the costs."""
+    share, name = 0.3, TinyWorkload.name
+    env = make(references={name: (share, 0.5)}, serving={**SERVING, "initial_kv_share": share}).unwrapped
+    held, plain = [rollout(e, 0, hold=True) for e in (env, make(serving={**SERVING, "initial_kv_share": 0.99}))]
+    assert not held[1].any()
+    expected_arrivals = env.episode.rate_per_s * SERVING["window_s"]
+    away = rollout(make(references={name: (share, 0.5)}, serving={**SERVING, "initial_kv_share": 0.99}), 0, hold=True)
+    for reward, mine, reference in zip(away[1], plain[2][1:], held[2][1:], strict=True):
+        gain = (reference["cost"] - mine["cost"]) / (0.5 * expected_arrivals)
+        assert reward == (0.0 if mine["warmup"] else pytest.approx(gain))
+    assert away[1].any()
+
+
+@pytest.mark.parametrize("reference", [(0.5, 0.0), (1.5, 1.0), (0.5,)])
+def test_a_wrong_reference_is_refused(reference: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"reference of tiny is {reference}")):
+        make(references={"tiny": reference})
+    with pytest.raises(ValueError, match="workload of references is 'other'"):
+        make(references={"other": (0.5, 1.0)})
 
 
 def test_an_action_below_one_slot_holds_and_repeated_ones_add_up(env: HbmPartitionEnv) -> None:
