@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from hbmgym.envs.platforms import PLATFORMS
+from hbmgym.envs.platforms import PLATFORMS, find_platform
 from hbmgym.envs.serving.core import make_layout, setup_hash
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
@@ -59,7 +59,9 @@ class OpportunityOptions:
 
     scenario: tuple[str, ...] = option((), "scenario, repeatable (default: all, unless traces are given)")
     trace: tuple[str, ...] = option((), "recorded trace, repeatable; its load is calibrated", metavar="PATH")
-    platform: tuple[str, ...] = option((), f"model@gpu, repeatable (default: {', '.join(p.name for p in PLATFORMS)})")
+    platform: tuple[str, ...] = option(
+        (), f"model@gpu or model@gpu@GiB, repeatable (default: {', '.join(p.name for p in PLATFORMS)})"
+    )
     seeds: int = option(10, "validation episodes per case")
     jobs: int = option(min(2, os.cpu_count() or 1), "processes")
     out: str = option(
@@ -96,10 +98,7 @@ def _cases(options: OpportunityOptions) -> list[Case]:
         find_scenario(name)
     for path in options.trace:
         load_trace(Path(path))
-    known = {platform.name: platform for platform in PLATFORMS}
-    if unknown := set(options.platform) - set(known):
-        raise ValueError(f"--platform {', '.join(sorted(unknown))}: expected one of {', '.join(known)}")
-    platforms = [known[name] for name in options.platform] or list(PLATFORMS)
+    platforms = [find_platform(name) for name in options.platform] or list(PLATFORMS)
     scenarios = options.scenario or (() if options.trace else tuple(SCENARIOS))
     return cases(scenarios, options.trace, platforms)
 

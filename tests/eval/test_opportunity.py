@@ -155,7 +155,7 @@ def test_a_case_without_an_episode_is_left_out(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--platform", "gpt-2@h200"), "--platform gpt-2@h200: expected one of qwen3-next-80b-a3b@h200"),
+        (("--platform", "gpt-2@h200"), "platform 'gpt-2@h200': unknown model 'gpt-2'"),
         (("--scenario", "rush-hour"), "scenario is 'rush-hour'"),
         (("--seeds", "0"), "--seeds 0"),
         (("--seeds", "1001"), "1001 seeds of part 'validation'"),
