@@ -41,8 +41,8 @@ def fill(budget, starts, widths, slopes, sizes):
 
     `starts` float64 (pools,): least bytes; `widths`, `slopes` float64 (pools, pieces): bytes and worth per byte of the
     pieces above, slopes not increasing along a pool. NaN when the least bytes exceed the budget; 0 when all pieces fit,
-    and sizes are then the largest. Few slopes occur, so the level is found by going down through them, exactly; smooth
-    utilities would take bisection.
+    and sizes are then the largest; the greatest slope when none fits. Few slopes occur, so the level is found by going
+    down through them, exactly; smooth utilities would take bisection.
     """
     least, most = 0.0, 0.0
     for i in range(len(starts)):
@@ -50,7 +50,7 @@ def fill(budget, starts, widths, slopes, sizes):
         most += _wanted(i, -math.inf, False, starts, widths, slopes)
     if least > budget * (1.0 + 1e-12):  # more than by rounding
         return math.nan
-    level = math.inf
+    level = _next_slope(math.inf, widths, slopes)
     while level > -math.inf and _total(level, starts, widths, slopes) < min(budget, most):
         level = _next_slope(level, widths, slopes)
     left = budget

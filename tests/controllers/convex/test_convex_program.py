@@ -109,6 +109,58 @@ def _split(start, widths, slopes, at):
     return [w for w, _ in both], [s for _, s in both]
 
 
+def kkt_residual(sizes, level, starts, widths, slopes, budget, cost=0.0, now=None):
+    """The largest violation of the optimality conditions, bytes in budgets and worth in the greatest slope.
+
+    Pool i takes x_ij bytes of its pieces, 0 <= x_ij <= w_ij with multipliers b_ij, a_ij >= 0, and pays sigma_i, a
+    subgradient of (cost / 2) |m_i - now_i|, for its last byte. Stationary: s_ij - sigma_i - level = a_ij - b_ij, which
+    a and b are chosen to meet. Of every pair of multiplier and slack one must be 0: min() says by how much it is not.
+    """
+    worst = slopes.max() + cost
+    residual = abs(sizes.sum() - budget) / budget
+    for i, size in enumerate(sizes):
+        taken = np.clip(size - starts[i] - np.concatenate([[0.0], np.cumsum(widths[i])[:-1]]), 0.0, widths[i])
+        outside = abs(size - starts[i] - taken.sum()) / budget
+        moved = 0.0 if now is None else size - now[i]
+
+        def of_pool(sigma, i=i, taken=taken, moved=moved):
+            left_over = slopes[i] - sigma - level
+            above = np.minimum(np.maximum(left_over, 0.0) / worst, (widths[i] - taken) / budget)
+            below = np.minimum(np.maximum(-left_over, 0.0) / worst, taken / budget)
+            paid = min((0.5 * cost - np.sign(moved) * sigma) / worst, abs(moved) / budget)
+            return max(above.max(), below.max(), paid)
+
+        subgradients = np.clip([*(slopes[i] - level), -0.5 * cost, 0.5 * cost], -0.5 * cost, 0.5 * cost)
+        residual = max(residual, outside, min(map(of_pool, subgradients)))
+    return residual
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(program=programs(), cost=st.just(0.0) | st.floats(1e-3, 6.0), seed=st.integers(0, 2**32))
+def test_the_optimality_conditions_hold_to_a_billionth(program, cost, seed):
+    starts, widths, slopes, _ = program
+    most = widths.sum(axis=1)
+    now = starts + np.random.default_rng(seed).choice([0.0, 0.3, 0.7, 1.0], len(starts)) * most
+    budget = now.sum()  # as in service: what moves is the present split
+    assume(budget > 0.0)
+    cut = [_split(*pool) for pool in zip(starts, widths, slopes, now, strict=True)]
+    widths, slopes = np.array([c[0] for c in cut]), np.array([c[1] for c in cut])
+    sizes, level = solve(starts, widths, charged(cost, now, starts, widths, slopes), budget)
+    assert kkt_residual(sizes, level, starts, widths, slopes, budget, cost, now) <= 1e-9
+
+
+@pytest.mark.parametrize(
+    ("sizes", "level", "budget"),
+    [((5.0, 5.0), 2.0, 10.0), ((9.0, 1.0), 2.0, 10.0), ((10.0, 0.0), 2.5, 10.0), ((10.0, 0.0), 2.2, 11.0)],
+)
+def test_the_residual_sees_what_is_not_optimal(sizes, level, budget):
+    """The first pool's bytes are worth 4, then 3, the others' 1.5, then 1: they move at a price of 0.7 each."""
+    conditions = (np.zeros(2), np.full((2, 2), 5.0), np.array([[4.0, 3.0], [1.5, 1.0]]))
+    now = np.array([5.0, 5.0])
+    assert kkt_residual(np.array([10.0, 0.0]), 2.2, *conditions, 10.0, 1.4, now) == 0.0
+    assert kkt_residual(np.array(sizes), level, *conditions, budget, 1.4, now) > 0.01
+
+
 @examples
 @given(program=programs(), factor=st.floats(1e-6, 1e6), bytes_per_unit=st.floats(1.0, 1e10))
 def test_scale_changes_nothing(program, factor, bytes_per_unit):
@@ -146,6 +198,8 @@ def test_what_does_not_fit_or_all_fits():
     assert math.isnan(solve(starts, widths, slopes, 4.0)[1])
     sizes, level = solve(starts, widths, slopes, 9.0)
     assert level == 0.0 and sizes.tolist() == [3.0, 4.0]
+    nothing_fits, level = solve(starts, widths, slopes, 5.0)
+    assert nothing_fits.tolist() == [2.0, 3.0] and level == 1.0, "a byte more would be worth so much"
     fixed, _ = solve(starts, 0.0 * widths, slopes, 5.0)
     assert fixed.tolist() == [2.0, 3.0]
 
