@@ -17,6 +17,7 @@ MARGINAL_STEPS = (0.02, 0.05, 0.1, 0.2)
 def _marginal_rows(average: str, suffix: str) -> list[tuple[str, str, str]]:
     gain = f"{average}: prefill seconds per second that so many % of the budget more would have saved this pool"
     cost = f"{average}: prefill seconds per second that so many % of the budget less would have cost this pool"
+    gain, cost = (f"{text}; as lru would have it, whatever the order of eviction" for text in (gain, cost))
     return [
         (f"{pool}_{name}_{round(100 * step)}pct{suffix}", "s/s", meaning)
         for pool in ("kv", "ssm")

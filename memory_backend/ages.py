@@ -1,12 +1,12 @@
-"""How far a cached block is from eviction, without a word per block and without walking the order.
+"""How far a cached block is from eviction, without walking the order.
 
-A pool's clock counts the blocks that joined its order of eviction. Whoever wants to ask later notes the clock when a
-block joins. Of what is cached, those goes after it that joined later and have not left again; all else goes before it.
-`Pool.ages` counts them by age, a stretch of the clock: stack distances by buckets (Mimir, Saemundsson et al., SoCC
-2014), exact but for what left out of the block's own age.
+A pool's clock counts the blocks that joined its order of eviction, and every block remembers when it joined
+(`Pool.joined_at`). Of what is cached, those goes after it that joined later and have not left again; all else goes
+before it. `Pool.ages` counts them by age, a stretch of the clock: stack distances by buckets (Mimir, Saemundsson et
+al., SoCC 2014), exact but for what left out of the block's own age. Blocks that nobody can match never join.
 
-Assumed: what is evicted joined before what is asked about, as under lru. Other orders do not go by age; there the
-counts are scaled to what is cached, and the answer is the place that the block would have under lru.
+Under lru what is evicted joined before all that may be asked about, so nothing is noted for it. Other orders do not go
+by age; there the answer is the place that the block would have under lru.
 """
 
 from typing import Any
@@ -27,47 +27,63 @@ def age_bits(blocks: int) -> int:
 
 
 @subkernel
-def clock(pool):
-    """Blocks that have joined the order so far, those that nobody can match left out; books them by age."""
-    meta = pool.meta
-    # Whatever joined is still cached, was evicted, or left.
-    now = meta.cached + meta.evictions + meta.left - meta.abandoned
-    while meta.joined < now:
-        age = meta.joined >> meta.age_bits
-        end = min((age + 1) << meta.age_bits, now)
-        pool.ages[age & (AGES - 1)] += end - meta.joined
-        meta.joined = end
-        if end == (age + 1) << meta.age_bits:
-            pool.ages[(age + 1) & (AGES - 1)] = 0
-    return meta.joined
-
-
-@subkernel
 def lost_blocks(pool):
     """Evictions so far of what could have been matched."""
     return pool.meta.evictions - pool.meta.junk_evictions
 
 
 @subkernel
-def part(pool, joined, count):
-    """`count` blocks that joined when the clock was `joined` are in the order no longer."""
-    age = joined >> pool.meta.age_bits
-    if (pool.meta.joined >> pool.meta.age_bits) - age < AGES:
-        pool.ages[age & (AGES - 1)] -= count
+def note_eviction(pool, entry, known):
+    """A cached block goes for want of room; `known`: it could have been matched."""
+    meta = pool.meta
+    meta.evictions += 1
+    if not known:
+        meta.junk_evictions += 1
+    elif meta.order != LRU:
+        part(pool, entry)
+    meta.full_at = meta.joined
+    meta.parted &= 0
 
 
 @subkernel
-def leave_order(pool, joined, count):
-    """`count` blocks that joined then are about to leave the order without being evicted."""
-    part(pool, joined, count)
-    pool.meta.left += count
+def join(pool, entry):
+    """A block joins the order as the one used last."""
+    pool.joined_at[entry] = pool.meta.joined
+    pool.meta.joined += 1
+
+
+@subkernel
+def part(pool, entry):
+    """A block leaves the order, but not as the first of it."""
+    pool.meta.parted += 1
+    joined = np.int64(pool.joined_at[entry])
+    if joined >= pool.meta.counted:
+        _count(pool)
+    age = joined >> pool.meta.age_bits
+    if (pool.meta.counted >> pool.meta.age_bits) - age < AGES:
+        pool.ages[age & (AGES - 1)] -= 1
+
+
+@subkernel
+def _count(pool):
+    """Count by age what has joined since the last count."""
+    meta = pool.meta
+    while meta.counted < meta.joined:
+        age = meta.counted >> meta.age_bits
+        begin, end = age << meta.age_bits, (age + 1) << meta.age_bits
+        if meta.counted == begin:
+            pool.ages[age & (AGES - 1)] = 0
+        end = min(end, meta.joined)
+        pool.ages[age & (AGES - 1)] += end - meta.counted
+        meta.counted = end
 
 
 @subkernel
 def joined_since(pool, joined):
-    """Cached blocks that joined the order after one that joined then; `clock` must be up to date."""
+    """Cached blocks that joined the order after the one that joined then."""
     meta = pool.meta
-    newest = meta.joined >> meta.age_bits
+    _count(pool)
+    newest = (meta.joined - 1) >> meta.age_bits
     age = joined >> meta.age_bits
     later: Any = 0
     if newest - age >= AGES:
@@ -75,27 +91,24 @@ def joined_since(pool, joined):
     else:
         # Of the block's own age, as many as joined after it, in proportion to what has not left.
         count = np.int64(pool.ages[age & (AGES - 1)])
-        if age < newest:
-            later = (count * (((age + 1) << meta.age_bits) - joined)) >> meta.age_bits
-        else:
-            later = min(count, max(meta.joined - joined, 0))
+        end = min((age + 1) << meta.age_bits, meta.joined)
+        later = count * (end - joined - 1) // max(end - (age << meta.age_bits), 1)
     for a in range(age + 1, newest + 1):
         later += np.int64(pool.ages[a & (AGES - 1)])
     return later
 
 
 @subkernel
-def slack(pool, joined, enough):
-    """Blocks that the pool could do without and still hold a cached block that joined then; any number above `enough`
-    stands for more than that."""
+def slack(pool, entry, enough):
+    """Blocks that the pool could do without and still hold the cached block `entry`; any number above `enough` stands
+    for more than that."""
     meta = pool.meta
-    room = meta.cached + max(meta.limit - meta.live - meta.cached, 0)
-    at_least = room - (clock(pool) - joined)
+    joined = np.int64(pool.joined_at[entry])
+    junk = meta.abandoned - meta.junk_evictions
+    spare = junk + max(meta.limit - meta.live - meta.cached, 0)
+    # When the pool was full last, what is spare now was needed, but for what went after the block and goes before it.
+    room = meta.cached - junk - 1 + (spare if joined >= meta.full_at else min(spare, meta.parted))
+    at_least = room - (meta.joined - 1 - joined)
     if at_least >= enough:
         return at_least
-    later = joined_since(pool, joined)
-    if meta.order != LRU:
-        counted = joined_since(pool, np.int64(0))
-        if counted > meta.cached:
-            later = later * meta.cached // counted
-    return max(room - later, 0)
+    return max(room - joined_since(pool, joined), 0)

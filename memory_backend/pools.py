@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hbmgym.memory_backend.ages import AGES, age_bits
+from hbmgym.memory_backend.ages import AGES, age_bits, join, part
 from hbmgym.memory_backend.eviction import LRU, check_order, enter, enter_first, leave, make_ranks
 from hbmgym.memory_backend.eviction import NONE as NONE
 from hbmgym.memory_backend.jit import kernel
@@ -48,8 +48,10 @@ POOL_META = np.dtype(
         ("recency_scale", "f8"),
         ("saving_scale", "f8"),
         # ages (ages.py)
-        ("joined", "i8"),
-        ("left", "i8"),
+        ("joined", "i8"),  # so far; of those, `counted` are in the ages
+        ("counted", "i8"),
+        ("full_at", "i8"),  # the clock when the pool last evicted something to make room
+        ("parted", "i8"),  # blocks that have left the order since then without being evicted
         ("age_bits", "i8"),
     ],
     align=True,
@@ -84,6 +86,8 @@ class Pool(NamedTuple):
     """int32: the entries that may be evicted, where the order is by value."""
     ages: np.ndarray
     """int32, shape (AGES,): cached blocks by the time at which they joined the order."""
+    joined_at: np.ndarray
+    """int32: the clock when an entry joined the order last."""
 
 
 def make_pool(pool: int, block_bytes: int, chunk_bytes: int, chunks: int, total_chunks: int, order: int = LRU) -> Pool:
@@ -108,6 +112,7 @@ def make_pool(pool: int, block_bytes: int, chunk_bytes: int, chunks: int, total_
         starts,
         *make_ranks(order, blocks),
         np.zeros(AGES, np.int32),
+        np.zeros(blocks, np.int32),
     )
 
 
@@ -274,6 +279,7 @@ def pin(pool, entry):
     """One more live request holds `entry`."""
     record = pool.entries[entry]
     if record.pins == 0:
+        part(pool, entry)
         leave(pool, entry)
         pool.meta.cached -= 1
         pool.meta.live += 1
@@ -289,6 +295,7 @@ def unpin(pool, entry):
         pool.meta.live -= 1
         pool.meta.cached += 1
         enter(pool, entry)
+        join(pool, entry)
 
 
 @kernel
@@ -305,8 +312,10 @@ def abandon(pool, entry):
 @kernel
 def touch(pool, entry):
     """Move a cached entry to the end of the eviction order."""
+    part(pool, entry)
     leave(pool, entry)
     enter(pool, entry)
+    join(pool, entry)
 
 
 @kernel

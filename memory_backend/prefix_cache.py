@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hbmgym.memory_backend.ages import clock, leave_order, lost_blocks, part
+from hbmgym.memory_backend.ages import lost_blocks, note_eviction, part
 from hbmgym.memory_backend.eviction import LRU, NONE, begin_rank, end_rank, first_victim, hit, set_ends_in_state
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, NOTHING, SSM, OpLog, make_op_log
@@ -43,8 +43,6 @@ PAGE_ID = np.dtype(
     ],
     align=True,
 )
-# What a snapshot remembers: the clocks (ages.py) when it, and the page that it ends, last joined their orders.
-MARK = np.dtype([("joined", "i8"), ("page_joined", "i8")], align=True)
 SPLIT = np.dtype(
     [
         ("chunks", "i8"),  # of the budget
@@ -70,8 +68,6 @@ class Memory(NamedTuple):
     kv: Pool
     ssm: Pool
     ids: np.recarray
-    marks: np.recarray
-    """MARK records of the slots."""
     split: np.record
     chunk_at: np.ndarray
     """int32, shape (2, chunks): physical chunk at each position of each pool, NONE above the mapped ones."""
@@ -104,7 +100,6 @@ def make_memory(
         make_pool(KV, layout.page_bytes, layout.chunk_bytes, kv_chunks, layout.chunks, order),
         ssm,
         ids,
-        np.zeros(len(ssm.entries), MARK).view(np.recarray),
         split,
         chunk_at,
         make_op_log(log_capacity, log_level),
@@ -173,11 +168,10 @@ def evict_snapshot(memory):
 def _forget_first_snapshot(memory):
     """The first slot of the eviction order, which nobody can match any more."""
     entry = first_victim(memory.ssm)
-    if memory.ssm.entries[entry].key != NONE:
+    known = memory.ssm.entries[entry].key != NONE
+    if known:
         forget_snapshot(memory, entry)
-    else:
-        memory.ssm.meta.junk_evictions += 1
-    memory.ssm.meta.evictions += 1
+    note_eviction(memory.ssm, entry, known)
     return entry
 
 
@@ -195,7 +189,7 @@ def forget_snapshot(memory, entry):
 @subkernel
 def _forget_page(memory, page_id):
     if page_id.snapshot != NONE:
-        part(memory.ssm, memory.marks[page_id.snapshot].joined, 1)
+        part(memory.ssm, page_id.snapshot)
         release(memory.ssm, memory.log, page_id.snapshot)
         memory.ssm.meta.evictions += 1
         page_id.snapshot = NONE
@@ -218,9 +212,7 @@ def _forget_first_page(memory):
         _forget_page(memory, memory.ids[key])
         if memory.kv.meta.order != LRU:
             end_rank(memory.kv, entry)
-    else:
-        memory.kv.meta.junk_evictions += 1
-    memory.kv.meta.evictions += 1
+    note_eviction(memory.kv, entry, key != NONE)
     return entry
 
 
@@ -276,44 +268,18 @@ def reuse_snapshot(memory, entry):
     """A request is about to copy a snapshot, which is live until `unpin`."""
     if memory.ssm.meta.order != LRU:
         hit(memory.ssm, entry)
-    _use_snapshot(memory, entry)
     pin(memory.ssm, entry)
-
-
-@subkernel
-def _use_snapshot(memory, entry):
-    """A cached snapshot leaves the order, to join it again as the one used last."""
-    mark = memory.marks[entry]
-    leave_order(memory.ssm, mark.joined, 1)
-    mark.joined = clock(memory.ssm)
-
-
-@subkernel
-def touch_snapshot(memory, entry):
-    """Make a cached snapshot the one used last."""
-    _use_snapshot(memory, entry)
-    touch(memory.ssm, entry)
-
-
-@subkernel
-def mark_page(memory, page_id, joined):
-    """Let the snapshot at the end of a page remember when the page joins the order."""
-    snapshot = memory.ids[page_id].snapshot
-    if snapshot != NONE:
-        memory.marks[snapshot].page_joined = joined
 
 
 @subkernel
 def publish_snapshot(memory, entry, page_id):
     """Make a live private slot the snapshot at the end of `page_id`'s page, cached; free it if there is one."""
     if memory.ids[page_id].snapshot != NONE:
-        touch_snapshot(memory, memory.ids[page_id].snapshot)
+        touch(memory.ssm, memory.ids[page_id].snapshot)
         release(memory.ssm, memory.log, entry)
         return
     memory.ssm.entries[entry].key = page_id
     memory.ids[page_id].snapshot = entry
-    memory.marks[entry].joined = clock(memory.ssm)
-    mark_page(memory, page_id, clock(memory.kv))
     if memory.ssm.meta.order != LRU:
         page = memory.ids[page_id].page
         begin_rank(memory.ssm, entry, NONE, memory.kv.ranks[page].depth)

@@ -10,14 +10,15 @@ Four sizes more and four sizes less per pool, each with the other pool as it is 
   left is the deepest snapshot that it would.
 
 Both replay nothing: they assume that the smaller or larger pool had seen the same uses, as a stack algorithm (Mattson
-et al., 1970) does under lru. Under lpb and flop_aware they say what would have happened by recency.
+et al., 1970) does under lru. lpb and flop_aware are none; there the same is reckoned from what was lost last and used
+last, so that it says less about what other sizes would have been worth.
 """
 
 import numpy as np
 
 from hbmgym.controllers.base import MARGINAL_STEPS
 from hbmgym.envs.serving.cost_model import recovery_s
-from hbmgym.memory_backend.ages import leave_order, lost_blocks, slack
+from hbmgym.memory_backend.ages import lost_blocks, slack
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.oplog import KV, SSM
 from hbmgym.memory_backend.prefix_cache import snapshot_depth
@@ -33,26 +34,22 @@ def make_marginal() -> np.ndarray:
 
 
 def step_blocks(budget_bytes: int, page_bytes: int, slot_bytes: int) -> np.ndarray:
-    """float64, shape (2 pools, STEP_COUNT): blocks of each step."""
-    return np.outer([budget_bytes / page_bytes, budget_bytes / slot_bytes], MARGINAL_STEPS)
+    """float64, shape (2 pools, STEP_COUNT): whole blocks nearest to each step."""
+    return np.rint(np.outer([budget_bytes / page_bytes, budget_bytes / slot_bytes], MARGINAL_STEPS))
 
 
 @subkernel
 def book_admission(state, first, pages_live, reuse, resident, seen):
     """Before a request whose page ids begin at refs[`first`] takes its memory: of its leading pages that could be
     matched `seen` were ever resident, `resident` are, and `reuse` lie under a snapshot; `pages_live` are pinned."""
-    memory = state.memory
     if seen > resident:
         _book_kv_gain(state, first, reuse, resident, seen)
     if resident > reuse:
         _book_ssm_gain(state, first, reuse, resident)
     if reuse > 0:
-        mark = memory.marks[memory.ids[state.refs[first + reuse - 1]].snapshot]
-        _book_cost(state, SSM, first, reuse, mark.joined)
+        _book_cost(state, SSM, first, reuse)
         if pages_live < reuse:
-            _book_cost(state, KV, first, reuse, mark.page_joined)
-            # The pages past the snapshot will be met again when they have been recomputed.
-            leave_order(memory.kv, mark.page_joined, resident - pages_live)
+            _book_cost(state, KV, first, reuse)
 
 
 @subkernel
@@ -89,9 +86,9 @@ def _book_gain(state, pool, step, lost_since, reuse, depth):
 
 
 @subkernel
-def _book_cost(state, pool, first, reuse, joined):
+def _book_cost(state, pool, first, reuse):
     widest = state.step_blocks[pool, STEP_COUNT - 1]
-    left = _slack(state, pool, joined, widest)
+    left = _slack(state, pool, first, reuse, widest)
     if left >= widest:
         return
     depth = reuse
@@ -99,12 +96,15 @@ def _book_cost(state, pool, first, reuse, joined):
         while depth > 0 and left < state.step_blocks[pool, step]:
             depth = snapshot_depth(state.memory, state.refs, first, depth - 1)
             if depth > 0:
-                mark = state.memory.marks[state.memory.ids[state.refs[first + depth - 1]].snapshot]
-                left = _slack(state, pool, mark.page_joined if pool == KV else mark.joined, widest)
+                left = _slack(state, pool, first, depth, widest)
         if depth < reuse:
             state.marginal[pool, COST, step] += recovery_s(state.cost, depth, reuse)
 
 
 @subkernel
-def _slack(state, pool, joined, enough):
-    return slack(state.memory.kv if pool == KV else state.memory.ssm, joined, enough)
+def _slack(state, pool, first, depth, enough):
+    """Of the page that ends a row's first `depth`, or of its snapshot."""
+    page_id = state.memory.ids[state.refs[first + depth - 1]]
+    if pool == KV:
+        return slack(state.memory.kv, page_id.page, enough)
+    return slack(state.memory.ssm, page_id.snapshot, enough)

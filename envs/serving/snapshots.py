@@ -1,13 +1,9 @@
 """What of a running request becomes matchable: pages, and snapshots at page boundaries (rules 3, 6)."""
 
-import numpy as np
-
 from hbmgym.envs.serving.shortage import fetch_room
-from hbmgym.envs.serving.state import DECODING
-from hbmgym.memory_backend.ages import clock
 from hbmgym.memory_backend.jit import subkernel
-from hbmgym.memory_backend.pools import NONE, copy, stamp
-from hbmgym.memory_backend.prefix_cache import mark_page, publish_page, save_snapshot, touch_snapshot
+from hbmgym.memory_backend.pools import NONE, copy, stamp, touch
+from hbmgym.memory_backend.prefix_cache import publish_page, save_snapshot
 
 
 @subkernel
@@ -29,24 +25,6 @@ def publish_computed(state, row, tokens):
         entry = pop_private_page(state, request)
         publish_page(state.memory, entry, state.refs, trace.ref_off, request.published)
         request.published += 1
-    if request.status == DECODING:
-        _mark_pages(state, request, trace)
-
-
-@subkernel
-def _mark_pages(state, request, trace):
-    """A request gives back its pages: remember when, where prompts like this one are continued."""
-    page_tokens = state.engine.page_tokens
-    joined = clock(state.memory.kv) + request.published  # the deepest page joins first
-    _mark_page(state, request, trace, request.reused_tokens // page_tokens, joined)
-    _mark_page(state, request, trace, np.int64(request.branch_depth), joined)
-    _mark_page(state, request, trace, min(request.goal // page_tokens, np.int64(trace.known_ids)), joined)
-
-
-@subkernel
-def _mark_page(state, request, trace, depth, joined):
-    if 0 < depth <= request.published:
-        mark_page(state.memory, state.refs[trace.ref_off + depth - 1], joined - depth)
 
 
 @subkernel
@@ -71,7 +49,7 @@ def save_prefill_snapshot(state, row):
     page_id = state.refs[state.rows[row].ref_off + depth - 1]
     present = state.memory.ids[page_id].snapshot
     if present != NONE:
-        touch_snapshot(state.memory, present)
+        touch(state.memory.ssm, present)
         return
     fetch_room(state, 1, 0)
     if not save_snapshot(state.memory, request.working, page_id):
