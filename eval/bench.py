@@ -85,13 +85,15 @@ def measure_ppo() -> Figures:
     from stable_baselines3.common.vec_env import VecMonitor
 
     from hbmgym.envs.vec import CoreVecEnv
+    from hbmgym.train.domains import Domain, Reference
     from hbmgym.train.learn import make_env, make_model
     from hbmgym.train.options import TrainOptions
 
     torch.set_num_threads(1)
     options = TrainOptions()
-    workloads = options.workloads(options.serving_config())
-    model = make_model(options, VecMonitor(CoreVecEnv([make_env(options, workloads) for _ in range(options.n_envs)])))
+    workloads = tuple(options.workloads(options.serving_config()))
+    domain = Domain(options.serving_config(), workloads, "train", (), {workloads[0].name: Reference(0.5, 1.0, 0.0)})
+    model = make_model(options, VecMonitor(CoreVecEnv([make_env(options, domain) for _ in range(options.n_envs)])))
     with _Stopwatch(Core, "run_window") as engine, _Stopwatch(PPO, "train") as update:
         model.learn(options.n_envs * options.n_steps)
         engine.spent_s = update.spent_s = 0.0

@@ -20,6 +20,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(array.mean()), float(low), float(high)
 
 
+def iqm(values: Sequence[float]) -> float:
+    """Interquartile mean: of the middle half, its ends counted in part (Agarwal et al., NeurIPS 2021)."""
+    ordered = np.sort(np.asarray(values, dtype=float))
+    edges = np.arange(len(ordered) + 1) / len(ordered)
+    weights = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0.0, None)
+    return float(weights @ ordered / weights.sum())
+
+
 def relative_difference(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
     """mean(values) / mean(reference) - 1 with its 95 % interval from a bootstrap over common episodes.
 

@@ -2,7 +2,9 @@
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +14,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from hbmgym.controllers.helm.policy import Header, Policy
 from hbmgym.controllers.helm.ppo import PpoController
+from hbmgym.envs.platforms import Platform
 from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.eval.rollout import Rollout, evaluate
 from hbmgym.files import write_atomically
+from hbmgym.train.domains import Domain
 
 _MEANS = {
     "mem/kv_share_requested": "kv_share_requested",
@@ -65,13 +69,38 @@ class WindowCurves(BaseCallback):
         self.logger.record("slo/violation", missed / max(met + missed, 1))
 
 
-class Validation(BaseCallback):
-    """Runs the policy, without noise, on validation episodes and keeps the best one as best/policy.npz."""
+class _Case(NamedTuple):
+    """A workload that a policy is judged on."""
 
-    def __init__(self, core: Core, episodes: list[Episode], best_static_cost: float, folder: Path, every: int) -> None:
+    name: str
+    core: Core
+    episodes: list[Episode]
+    reference: float
+    """Mean cost of the best fixed split."""
+
+
+def _cases(domain: Domain, of_many: bool) -> list[_Case]:
+    core, where = Core(domain.config), Platform(domain.config.model, domain.config.gpu, domain.config.hbm_gib).name
+    return [
+        _Case(
+            f"{workload.name}@{where}" if of_many else workload.name,
+            core,
+            [workload.episode(domain.part, seed) for seed in domain.seeds],
+            domain.references[workload.name].cost,
+        )
+        for workload in domain.workloads
+    ]
+
+
+class Validation(BaseCallback):
+    """Runs the policy, without noise, on validation episodes and keeps the best one as best/policy.npz.
+
+    The best one has the least mean of cost / cost of the best fixed split over all workloads.
+    """
+
+    def __init__(self, domains: Sequence[Domain], folder: Path, every: int) -> None:
         super().__init__()
-        self._core, self._episodes = core, episodes
-        self._best_static_cost = best_static_cost
+        self._cases = [case for domain in domains for case in _cases(domain, len(domains) > 1)]
         self._folder = folder
         self._every = every
         self._next = 0
@@ -92,10 +121,13 @@ class Validation(BaseCallback):
     def judge(self) -> None:
         """Evaluate now; the curves carry the current step."""
         assert isinstance(self.model, PPO)
-        policy = export_policy(self.model, {"steps": self.num_timesteps})
-        rollouts = evaluate(PpoController(policy), self._core, self._episodes)
-        cost = self._record(rollouts)
-        self._keep_evaluation([rollout.cell["cost"] for rollout in rollouts])
+        controller = PpoController(export_policy(self.model, {"steps": self.num_timesteps}))
+        rollouts = [evaluate(controller, case.core, case.episodes) for case in self._cases]
+        costs = [[rollout.cell["cost"] for rollout in own] for own in rollouts]
+        relative = [float(np.mean(own)) / case.reference for own, case in zip(costs, self._cases, strict=True)]
+        self._record(rollouts, relative)
+        self._keep_evaluation([cost for own in costs for cost in own])
+        cost = float(np.mean(relative))
         if cost < self.best_cost:
             self.best_cost = cost
             policy = export_policy(self.model, {"steps": self.num_timesteps, "validation_cost": cost})
@@ -112,25 +144,24 @@ class Validation(BaseCallback):
         np.savez(content, steps=steps, cost=rows)
         write_atomically(path, content.getvalue())
 
-    def _record(self, rollouts: list[Rollout]) -> float:
-        """Write the curves; returns the mean cost."""
+    def _record(self, rollouts: Sequence[Sequence[Rollout]], relative: Sequence[float]) -> None:
+        """Write the curves."""
+        everything = [rollout for own in rollouts for rollout in own]
 
-        def mean(key: str) -> float:
-            return float(np.mean([rollout.cell[key] for rollout in rollouts]))
+        def mean(key: str, of: Sequence[Rollout] = everything) -> float:
+            return float(np.mean([rollout.cell[key] for rollout in of]))
 
-        cost = mean("cost")
-        self.logger.record("eval/cost", cost)
-        self.logger.record("eval/gap_to_best_static", cost / self._best_static_cost - 1.0)
+        self.logger.record("eval/cost", mean("cost"))
+        self.logger.record("eval/gap_to_best_static", float(np.mean(relative)) - 1.0)
+        self.logger.record("eval/worst_gap_to_best_static", max(relative) - 1.0)
         self.logger.record("slo/ttft_p99", mean("ttft_p99_s"))
         self.logger.record("slo/tpot_p99", mean("tpot_p99_s"))
         self.logger.record("eval/violation", mean("slo_violation_rate"))
-        for key in ("cost", "ttft_p99_s", "slo_violation_rate", "hit_rate", "kv_share_min", "kv_share_max"):
-            for name in {rollout.cell["trace"] for rollout in rollouts}:
-                values = [rollout.cell[key] for rollout in rollouts if rollout.cell["trace"] == name]
-                self.logger.record(f"eval/{name}/{key}", float(np.mean(values)))
-        slowest_us = max(rollout.timing["decision_us_p99"] for rollout in rollouts)
+        for case, own in zip(self._cases, rollouts, strict=True):
+            for key in ("cost", "ttft_p99_s", "slo_violation_rate", "hit_rate", "kv_share_min", "kv_share_max"):
+                self.logger.record(f"eval/{case.name}/{key}", mean(key, own))
+        slowest_us = max(rollout.timing["decision_us_p99"] for rollout in everything)
         self.logger.record("control/decision_us_p99", slowest_us)
-        return cost
 
 
 def _kept_cost(path: Path) -> float:

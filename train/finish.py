@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -16,10 +16,12 @@ from hbmgym.envs.traces.episode import Loop
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.workload import TraceWorkload, Workload, open_workloads
-from hbmgym.eval.cells import Bench, write_cells
+from hbmgym.eval.cells import Bench, write_cells, write_json
 from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, Comparison, compare, controller_names
 from hbmgym.eval.figure import draw_comparison
+from hbmgym.eval.intervals import iqm
 from hbmgym.eval.oracle import ORACLE
+from hbmgym.eval.regret import MAP, as_json, measure, print_regrets, sane_cases
 from hbmgym.eval.replay import Replay, excerpt, replay
 from hbmgym.memory_backend.vmm import VmmRefused
 from hbmgym.train.options import TrainOptions
@@ -93,6 +95,31 @@ def _scaled_workload(options: TrainOptions, config: ServingConfig) -> Workload:
         trace = load_trace(Path(options.trace[0]))
         return TraceWorkload(trace, trace_load(trace, config), config.page_tokens, loop)
     return open_workloads(config, scenarios=options.scenario[:1], loop=loop)[0]
+
+
+def score_lines(scores: Mapping[str, float]) -> list[str]:
+    """How the seeds of a run did on validation, over the best fixed splits."""
+    values = list(scores.values())
+    if len(values) == 1:
+        return [f"cost on validation over the best fixed splits: {values[0]:.3f}"]
+    return [
+        f"cost on validation over the best fixed splits, {len(values)} seeds: interquartile mean {iqm(values):.3f}, "
+        f"best {min(values):.3f}, worst {max(values):.3f}"
+    ]
+
+
+def judge_everywhere(options: TrainOptions, folder: Path, summary: dict[str, object]) -> None:
+    """The policy of a recipe against the best static split of every sane case of the map, and gradient beside it."""
+    names = [f"ppo:{folder / 'policy.npz'}", "gradient"]
+    try:
+        cases = sane_cases(Path(MAP))
+    except ValueError as reason:
+        print(f"no regret table: {reason}")
+        return
+    regrets = measure(cases, names, seeds_for("validation", options.table_episodes), options.jobs, options.progress)
+    print_regrets(regrets, names)
+    summary["regret"] = as_json(regrets, names)
+    write_json(folder / "summary.json", summary)
 
 
 def idle_lines(comparison: Comparison) -> list[str]:

@@ -1,6 +1,7 @@
 """One PPO run: environments, model, callbacks; may be interrupted and continued."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,47 +10,44 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.logger import Logger, make_output_format
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from hbmgym.controllers.static import StaticController
 from hbmgym.envs.hbm_partition import HbmPartitionEnv
-from hbmgym.envs.serving.config import ServingConfig
-from hbmgym.envs.serving.core import Core
-from hbmgym.envs.traces.episode import Episode
-from hbmgym.envs.traces.seeds import SEED_RANGES
 from hbmgym.envs.vec import CoreVecEnv
-from hbmgym.envs.workload import Workload
-from hbmgym.eval.comparison import static_shares
-from hbmgym.eval.rollout import evaluate
 from hbmgym.files import write_atomically
 from hbmgym.train.callbacks import Checkpoints, Validation, WindowCurves, export_policy
+from hbmgym.train.domains import Domain
 from hbmgym.train.options import TrainOptions
 from hbmgym.train.runs import last_checkpoint
 
 HIDDEN = (64, 64)
 LOG_STD_INIT = -1.0
 GAE_LAMBDA = 0.95
-COARSE_STEP = 0.1
-"""Grid of the statics that the curve eval/gap_to_best_static refers to."""
+REWARD_SCALE = 0.1
+LEAST_REWARD = -20.0
+"""Returns of some tens, of which a few requests that wait too long make hundreds, are learned slowly."""
 
 
 class Interrupted(Exception):
     """The user stopped the run; it can be continued."""
 
 
-def learn(options: TrainOptions, folder: Path, config: ServingConfig, workloads: Sequence[Workload]) -> float:
-    """Train up to options.total_timesteps and write policy.npz; returns the best mean cost on validation.
+def learn(options: TrainOptions, folder: Path, training: Sequence[Domain], validation: Sequence[Domain]) -> float:
+    """Train up to options.total_timesteps and write policy.npz; returns its cost on validation over the best fixed
+    splits', the least of all evaluations.
 
     Continues from the run's last checkpoint if it has one. Raises Interrupted after Ctrl-C, with a checkpoint saved.
     """
     torch.set_num_threads(1)
-    env = VecMonitor(CoreVecEnv([make_env(options, workloads) for _ in range(options.n_envs)]))
+    domains = itertools.islice(itertools.cycle(training), options.n_envs)
+    env = ScaledRewards(VecMonitor(CoreVecEnv([make_env(options, domain) for domain in domains])))
     checkpoint = last_checkpoint(folder)
     model = make_model(options, env) if checkpoint is None else _continue(checkpoint, options, env)
     model.set_logger(_make_logger(folder, model.num_timesteps))
-    validation = _validation(options, folder, config, workloads)
+    judge = Validation(validation, folder, options.eval_freq)
     saver = Checkpoints(folder, options.save_freq)
-    callbacks: list[BaseCallback] = [WindowCurves(), validation, saver]
+    callbacks: list[BaseCallback] = [WindowCurves(), judge, saver]
     if options.progress:
         callbacks.append(ProgressBarCallback())
     left = options.total_timesteps - model.num_timesteps
@@ -65,18 +63,33 @@ def learn(options: TrainOptions, folder: Path, config: ServingConfig, workloads:
         env.close()
         model.logger.close()
     _keep_policy(model, folder, options)
-    return validation.best_cost
+    return judge.best_cost
 
 
-def make_env(options: TrainOptions, workloads: Sequence[Workload]) -> HbmPartitionEnv:
+def make_env(options: TrainOptions, domain: Domain) -> HbmPartitionEnv:
     """One training environment."""
-    serving = dataclasses.asdict(options.serving_config())
     return HbmPartitionEnv(
-        workload=workloads, serving=serving, backend=options.backend, part="train", randomise_initial_share=True
+        workload=domain.workloads,
+        serving=dataclasses.asdict(domain.config),
+        backend=options.backend,
+        part="train",
+        randomise_initial_share=True,
+        references={name: (found.kv_share, found.cost) for name, found in domain.references.items()},
     )
 
 
-def make_model(options: TrainOptions, env: VecMonitor) -> PPO:
+class ScaledRewards(VecEnvWrapper):
+    """What PPO learns from, after curves have been drawn from the rewards themselves."""
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, REWARD_SCALE * np.maximum(rewards, LEAST_REWARD), dones, infos
+
+
+def make_model(options: TrainOptions, env: VecEnv) -> PPO:
     """PPO before its first step."""
     return PPO(
         "MlpPolicy",
@@ -93,7 +106,7 @@ def make_model(options: TrainOptions, env: VecMonitor) -> PPO:
     )
 
 
-def _continue(checkpoint: Path, options: TrainOptions, env: VecMonitor) -> PPO:
+def _continue(checkpoint: Path, options: TrainOptions, env: VecEnv) -> PPO:
     model = PPO.load(checkpoint, env=env, device="cpu")
     # Loading seeds episodes and noise as at the start, and the first episodes would be replayed.
     model.set_random_seed(options.seed + model.num_timesteps)
@@ -104,24 +117,6 @@ def _make_logger(folder: Path, steps: int) -> Logger:
     """A run that goes on keeps the progress it has: each stretch writes a file of its own."""
     suffix = f"_{steps}" if steps else ""
     return Logger(str(folder), [make_output_format(kind, str(folder), suffix) for kind in ("csv", "tensorboard")])
-
-
-def _validation(
-    options: TrainOptions, folder: Path, config: ServingConfig, workloads: Sequence[Workload]
-) -> Validation:
-    """Judged on the last validation seeds; the table at the end uses the first ones."""
-    seeds = SEED_RANGES["validation"][-options.eval_episodes :]
-    episodes = [workload.episode("validation", seed) for workload in workloads for seed in seeds]
-    core = Core(config)
-    return Validation(core, episodes, _best_static_cost(core, episodes), folder, options.eval_freq)
-
-
-def _best_static_cost(core: Core, episodes: Sequence[Episode]) -> float:
-    costs = []
-    for share in static_shares(core.layout, COARSE_STEP):
-        rollouts = evaluate(StaticController(share), core, episodes)
-        costs.append(float(np.mean([rollout.cell["cost"] for rollout in rollouts])))
-    return min(costs)
 
 
 def _keep_policy(model: PPO, folder: Path, options: TrainOptions) -> None:

@@ -15,6 +15,7 @@ SMOKE = {"total_timesteps": 1440, "n_envs": 2, "n_steps": 360, "eval_episodes": 
 class TrainOptions(ServingOptions):
     """What is learned, for how long, and where it goes."""
 
+    recipe: str = option("", "train on many platforms and scenarios: release", choices=("", "release"))
     total_timesteps: int = option(250_000, "windows of all environments together, also 2e5")
     n_envs: int = option(16, "environments stepped side by side")
     n_steps: int = option(180, "windows per environment between two updates")

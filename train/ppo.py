@@ -17,18 +17,21 @@ from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 
-from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import make_layout
-from hbmgym.envs.traces.seeds import seeds_for
-from hbmgym.envs.workload import Workload
+from hbmgym.envs.traces.seeds import SEED_RANGES, seeds_for
 from hbmgym.eval.cells import check_folder, write_json
+from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import print_comparison, summary_lines
 from hbmgym.files import write_atomically
 from hbmgym.memory_backend.vmm import VmmRefused, open_vmm
-from hbmgym.train.finish import compare_policy, idle_lines, replay_on_memory
+from hbmgym.train.domains import Domain, Traffic, find_references
+from hbmgym.train.finish import compare_policy, idle_lines, judge_everywhere, replay_on_memory, score_lines
 from hbmgym.train.learn import Interrupted, learn
 from hbmgym.train.options import SMOKE, TrainOptions
+from hbmgym.train.recipes import RECIPES, open_traffic, served
 from hbmgym.train.runs import new_run, read_options
+
+REFERENCE_SEEDS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,17 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = _settle(given)
         if options.out and not given.resume:
             check_folder(Path(options.out))  # before scenarios are calibrated
-        config = options.serving_config()
-        workloads = _prepare(options, config)
+        training, validation = _prepare(options)
         folder = Path(given.resume) if given.resume else new_run(options)
     print(f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}", flush=True)
     started = time.perf_counter()
     try:
-        costs = _train(options, folder, config, workloads)
-        summary = {"trained_s": time.perf_counter() - started, "validation_cost_of_seeds": costs}
-        print(f"trained in {summary['trained_s']:.0f} s; policy: {folder / 'policy.npz'}", flush=True)
+        scores = _train(options, folder, *_with_references(options, folder, training, validation))
+        trained_s = time.perf_counter() - started
+        print(f"trained in {trained_s:.0f} s; policy: {folder / 'policy.npz'}", flush=True)
+        for line in score_lines(scores):
+            print(line)
+        summary = {"trained_s": trained_s, "validation_score_of_seeds": scores}
+        write_json(folder / "summary.json", summary)
         if options.final:
-            _finish(options, folder, config, workloads, summary)
+            _finish(options, folder, training[0], summary)
     except (Interrupted, KeyboardInterrupt) as interruption:
         what = str(interruption) or "interrupted"
         print(f"{what}; go on with: python train/ppo.py --resume {folder}", file=sys.stderr)
@@ -63,9 +69,22 @@ def _settle(given: TrainOptions) -> TrainOptions:
         flags = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
         raise ValueError(f"--resume goes on with the run's own options: leave {flags} out, or start a new run")
     options = read_options(Path(given.resume)) if given.resume else given
+    if options.recipe and not given.resume:
+        options = _by_recipe(options)
     if options.smoke:
         options = dataclasses.replace(options, **SMOKE)  # type: ignore[arg-type]
     return dataclasses.replace(options, progress=given.progress and sys.stderr.isatty())
+
+
+def _by_recipe(options: TrainOptions) -> TrainOptions:
+    """With the recipe's settings, where no flag says otherwise; platform and traffic are the recipe's alone."""
+    serving = {field.name for field in dataclasses.fields(ServingOptions)}
+    changed = _changed(options)
+    if others := changed & (serving | {"backend"}):
+        flags = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
+        raise ValueError(f"--recipe {options.recipe} has platforms and traffic of its own: leave {flags} out")
+    settings = {name: value for name, value in RECIPES[options.recipe].settings if name not in changed}
+    return dataclasses.replace(options, **settings)  # type: ignore[arg-type]
 
 
 def _changed(given: TrainOptions) -> set[str]:
@@ -73,8 +92,12 @@ def _changed(given: TrainOptions) -> set[str]:
     return {field.name for field in dataclasses.fields(given) if getattr(given, field.name) != field.default}
 
 
-def _prepare(options: TrainOptions, config: ServingConfig) -> list[Workload]:
-    """Everything that can be wrong is found here, before a folder is made."""
+def _prepare(options: TrainOptions) -> tuple[list[Traffic], list[Traffic]]:
+    """Traffic to train on and to be judged on. Everything that can be wrong is found here, before a folder is made."""
+    if options.recipe:
+        recipe = RECIPES[options.recipe]
+        return open_traffic(recipe.training, recipe.scenarios), open_traffic(recipe.validation, recipe.scenarios)
+    config = options.serving_config()
     layout = make_layout(config)
     if options.backend != "accounting":
         with ExitStack() as opened:  # every environment has memory of its own
@@ -85,15 +108,31 @@ def _prepare(options: TrainOptions, config: ServingConfig) -> list[Workload]:
     options.announce(workloads, "train", seeds_for("train", 1)[0])
     for workload in workloads:
         workload.episode("validation", seeds_for("validation", 1)[0])
-    return workloads
+    traffic = [Traffic(config, tuple(workloads))]
+    return traffic, traffic
+
+
+def _with_references(
+    options: TrainOptions, folder: Path, training: Sequence[Traffic], validation: Sequence[Traffic]
+) -> tuple[list[Domain], list[Domain]]:
+    """What the best fixed splits cost: on the first training seeds, and on the last validation seeds, which choose the
+    policy; the table at the end uses the first ones."""
+    file, jobs, progress = folder / "references.json", options.jobs, options.progress
+    judged = SEED_RANGES["validation"][-options.eval_episodes :]
+    domains = find_references(training, "train", seeds_for("train", REFERENCE_SEEDS), file, jobs, progress)
+    judging = find_references(validation, "validation", judged, file, jobs, progress)
+    if options.recipe:
+        domains, judging = [served(domain) for domain in domains], [served(domain) for domain in judging]
+    return domains, judging
 
 
 def _train(
-    options: TrainOptions, folder: Path, config: ServingConfig, workloads: Sequence[Workload]
+    options: TrainOptions, folder: Path, training: Sequence[Domain], validation: Sequence[Domain]
 ) -> dict[str, float]:
-    """Best cost on validation of every seed; the run's policy.npz is the best seed's."""
+    """Score of every seed, its least cost on validation over the best fixed split's; the run's policy.npz is the best
+    seed's."""
     if options.seeds == 1:
-        return {str(options.seed): learn(options, folder, config, workloads)}
+        return {str(options.seed): learn(options, folder, training, validation)}
     parts = []
     for seed in range(options.seed, options.seed + options.seeds):
         own = dataclasses.replace(options, seed=seed, seeds=1, progress=False)
@@ -102,42 +141,38 @@ def _train(
             (part / name).mkdir(parents=True, exist_ok=True)
         parts.append((own, part))
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        costs = list(
-            pool.map(_learn_seed, *zip(*parts, strict=True), [config] * len(parts), [list(workloads)] * len(parts))
-        )
-    best = min(range(len(parts)), key=costs.__getitem__)
+        tasks = [pool.submit(_learn_seed, own, part, training, validation) for own, part in parts]
+        scores = [task.result() for task in tasks]
+    best = min(range(len(parts)), key=scores.__getitem__)
     write_atomically(folder / "policy.npz", (parts[best][1] / "policy.npz").read_bytes())
-    return {str(own.seed): cost for (own, _), cost in zip(parts, costs, strict=True)}
+    return {str(own.seed): score for (own, _), score in zip(parts, scores, strict=True)}
 
 
 _interrupted: list[str] = []
 """Filled in a worker process by Ctrl-C."""
 
 
-def _learn_seed(options: TrainOptions, folder: Path, config: ServingConfig, workloads: Sequence[Workload]) -> float:
+def _learn_seed(options: TrainOptions, folder: Path, training: Sequence[Domain], validation: Sequence[Domain]) -> float:
     """`learn` in a worker process, which takes up no further seed after Ctrl-C."""
     if _interrupted:
         raise Interrupted(*_interrupted)
     try:
-        return learn(options, folder, config, workloads)
+        return learn(options, folder, training, validation)
     except (Interrupted, KeyboardInterrupt) as interruption:
         _interrupted.append(str(interruption) or "interrupted")
         raise
 
 
-def _finish(
-    options: TrainOptions,
-    folder: Path,
-    config: ServingConfig,
-    workloads: Sequence[Workload],
-    summary: dict[str, object],
-) -> None:
-    comparison = compare_policy(options, folder, config, workloads)
+def _finish(options: TrainOptions, folder: Path, traffic: Traffic, summary: dict[str, object]) -> None:
+    if options.recipe:
+        judge_everywhere(options, folder, summary)
+        return
+    comparison = compare_policy(options, folder, traffic.config, traffic.workloads)
     print_comparison(comparison)
     if options.smoke:
         print("smoke run: two updates train nothing, the figures only show that everything works")
     idle = [] if options.smoke else idle_lines(comparison)
-    report = replay_on_memory(options, folder, config)
+    report = replay_on_memory(options, folder, traffic.config)
     for line in (*idle, *report.lines):
         print(line)
     summary["tables"] = {result.name: summary_lines(result) for result in comparison.results}

@@ -18,6 +18,7 @@ from hbmgym.controllers.helm.policy import Policy
 from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.envs.vec import CoreVecEnv
 from hbmgym.train.callbacks import export_policy
+from hbmgym.train.domains import Domain
 from hbmgym.train.learn import make_env, make_model
 from hbmgym.train.options import TrainOptions
 from hbmgym.train.ppo import main
@@ -118,7 +119,8 @@ def test_a_finished_run_that_is_resumed_keeps_its_policy(flags, tmp_path):
 
 def test_an_exported_policy_answers_as_torch_does():
     options = TrainOptions(model=MODEL, hbm_gib=HBM_GIB, n_envs=1, n_steps=64, batch_size=64, learning_rate=0.05)
-    env = VecMonitor(CoreVecEnv([make_env(options, [CHAT])]))
+    domain = Domain(options.serving_config(), (CHAT,), "train", (), {})
+    env = VecMonitor(CoreVecEnv([make_env(options, domain)]))
     model = make_model(options, env).learn(256)
     env.close()
     policy = export_policy(model, {})

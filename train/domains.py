@@ -1,0 +1,85 @@
+"""Domains: what a policy is trained and judged on, and what the best of a few fixed splits costs there."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import make_layout, setup_hash
+from hbmgym.envs.traces.seeds import Part
+from hbmgym.envs.workload import Workload
+from hbmgym.eval.cells import Bench, Runner, Task, write_json
+from hbmgym.eval.comparison import static_shares
+
+COARSE_STEP = 0.08
+"""Between the fixed splits that are tried."""
+
+
+class Reference(NamedTuple):
+    """The best fixed split of a workload; figures per request, means over some episodes."""
+
+    kv_share: float
+    cost: float
+    rejected: float
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """A platform and what arrives there."""
+
+    config: ServingConfig
+    workloads: tuple[Workload, ...]
+
+
+@dataclass(frozen=True)
+class Domain(Traffic):
+    """Traffic, with a reference for each workload by name, over `seeds` of `part`."""
+
+    part: Part
+    seeds: tuple[int, ...]
+    references: Mapping[str, Reference]
+
+    def only(self, names: Sequence[str]) -> "Domain":
+        """With those workloads alone."""
+        kept = tuple(workload for workload in self.workloads if workload.name in names)
+        return Domain(self.config, kept, self.part, self.seeds, {name: self.references[name] for name in names})
+
+
+def find_references(
+    traffic: Sequence[Traffic], part: Part, seeds: Sequence[int], file: Path, jobs: int, progress: bool
+) -> list[Domain]:
+    """Run the fixed splits, unless `file` knows what they cost; what is found is kept there, domain by domain."""
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    domains = []
+    for own in traffic:
+        key = f"{part} {min(seeds)}+{len(seeds)} {setup_hash(own.config)}"
+        if key not in known:
+            known[key] = _run_splits(own, part, seeds, jobs, progress)
+            write_json(file, known)
+        references = {name: Reference(*known[key][name]) for name in known[key]}
+        domains.append(Domain(own.config, own.workloads, part, tuple(seeds), references))
+    return domains
+
+
+def _run_splits(own: Traffic, part: Part, seeds: Sequence[int], jobs: int, progress: bool) -> dict[str, Reference]:
+    shares = static_shares(make_layout(own.config), COARSE_STEP)
+    tasks = [
+        Task(f"static-{share}", place, seed)
+        for place in range(len(own.workloads))
+        for share in shares
+        for seed in seeds
+    ]
+    with Runner(Bench(own.config, own.workloads, part), min(jobs, len(tasks)), progress) as runner:
+        cells = [rollout.cell for rollout in runner.run(tasks, f"fixed splits of {own.config.model}")]
+    shape = (len(own.workloads), len(shares), len(seeds))
+    costs = np.array([cell["cost"] for cell in cells]).reshape(shape).mean(axis=2)
+    rejected = np.array([cell["rejected"] / cell["requests"] for cell in cells]).reshape(shape).mean(axis=2)
+    return {
+        workload.name: Reference(shares[best], float(costs[place, best]), float(rejected[place, best]))
+        for place, workload in enumerate(own.workloads)
+        for best in [int(costs[place].argmin())]
+    }
