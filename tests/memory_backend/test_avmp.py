@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 
 from hbmgym.memory_backend.avmp import Avmp, BadHandle, OutOfBlocks
 from hbmgym.memory_backend.avmp_stats import PoolStats
+from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.migration import MigrateOnFailure
 from hbmgym.memory_backend.oplog import EVERYTHING, KV, OP
 from hbmgym.memory_backend.pools import INDEX_BITS, pin, release, unpin, zero
@@ -618,7 +618,7 @@ def follow_with_handles(avmp: Avmp, script: list[tuple[str, int, float]]) -> Non
                 known[pool].remove(handle)
 
 
-@numba.njit(_nrt=False)
+@kernel
 def _take(memory, pool):
     if pool == KV:
         return take_page(memory, memory.kv.meta.limit)
@@ -628,12 +628,12 @@ def _take(memory, pool):
     return entry
 
 
-@numba.njit(_nrt=False)
+@kernel
 def _go_on(memory):
     go_on_shrinking(memory, 0.0, 0.0)
 
 
-@numba.njit(_nrt=False)
+@kernel
 def _arrive(memory):
     while memory.split.tick_s < NEVER:
         run_arrives(memory, 0.0, 0.0)

@@ -1,0 +1,71 @@
+"""What `kernel` and `subkernel` promise beside speed."""
+
+import gc
+
+import numba
+import numpy as np
+import pytest
+
+from hbmgym.memory_backend.jit import kernel, subkernel
+
+
+@subkernel
+def _deepest(x):
+    return x + 1
+
+
+@subkernel
+def _left(x):
+    return _deepest(x) * 2
+
+
+@kernel
+def _right(x):
+    return _deepest(x) * 3
+
+
+@kernel
+def _both_sides(x):
+    """Reaches one subkernel on two ways, one of them through a kernel."""
+    return _left(x) + _right(x)
+
+
+def test_a_kernel_takes_in_what_it_calls_at_any_depth():
+    assert (_both_sides(1), _right(1)) == (10, 6)
+
+
+@kernel
+def _allocates():
+    return len(np.zeros(3))
+
+
+def test_a_kernel_that_allocates_does_not_compile():
+    with pytest.raises(numba.core.errors.NumbaError, match="zeros"):
+        _allocates()
+
+
+@numba.njit
+def _foreign(x):
+    return _left(x)
+
+
+def test_a_function_that_is_no_kernel_cannot_call_a_subkernel():
+    with pytest.raises(TypeError, match="_left can be called from a @kernel or @subkernel only"):
+        _foreign(1)
+
+
+@kernel
+def _never_called_before(x):
+    return x
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_compiling_leaves_the_garbage_collector_as_it_was(collects):
+    was = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        _never_called_before(1 if collects else 1.0)
+        assert gc.isenabled() == collects
+        assert gc.get_freeze_count() == 0
+    finally:
+        (gc.enable if was else gc.disable)()
