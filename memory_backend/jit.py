@@ -11,6 +11,7 @@ once, and passes that change no kernel are left out: together two thirds of the 
 
 import gc
 import hashlib
+import importlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from numba.core.typed_passes import (
     PreLowerStripPhis,
 )
 from numba.core.untyped_passes import FixupArgs, GenericRewrites, IRProcessing, ReconstructSSA, TranslateByteCode
+from numba.np import linalg
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _KERNEL_FOLDERS = ("memory_backend", "envs", "controllers", "eval")
@@ -66,7 +68,18 @@ def _forget_old_caches(base: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _import_arrays_without_scipy() -> None:
+    """numba imports all of scipy.linalg, only to see that it is there: a seventh of a start with kernels cached."""
+    find_blas = linalg.ensure_blas
+    linalg.ensure_blas = lambda: None
+    try:
+        importlib.import_module("numba.np.arraymath")
+    finally:
+        linalg.ensure_blas = find_blas
+
+
 KERNEL_CACHE = _cache_folder()
+_import_arrays_without_scipy()
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 

@@ -1,6 +1,8 @@
 """What `kernel` and `subkernel` promise beside speed."""
 
 import gc
+import subprocess
+import sys
 
 import numba
 import numpy as np
@@ -69,3 +71,18 @@ def test_compiling_leaves_the_garbage_collector_as_it_was(collects):
         assert gc.get_freeze_count() == 0
     finally:
         (gc.enable if was else gc.disable)()
+
+
+def test_the_first_kernel_of_a_process_imports_no_scipy_linalg():
+    script = """
+import sys
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import Core
+from hbmgym.envs.serving.cost_model import tpot_reference_s
+
+Core(ServingConfig())
+assert tpot_reference_s.signatures, "no kernel has run"
+print("scipy.linalg" in sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert ended.stdout == "False\n"
