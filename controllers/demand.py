@@ -1,9 +1,15 @@
 """DemandController: bytes in proportion to what an average request asks of each pool."""
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 
 from hbmgym.controllers.actions import decide_share
 from hbmgym.controllers.base import HOLD, Decision, Setup
+
+TIME_CONSTANT_S = 100.0
+"""Of Telemetry's `*_100s`."""
 
 
 def balanced_share(tokens: float, kv_token_bytes: float, slots: float, slot_bytes: float) -> float:
@@ -16,14 +22,30 @@ def balanced_share(tokens: float, kv_token_bytes: float, slots: float, slot_byte
     return kv_bytes / (kv_bytes + slots * slot_bytes)
 
 
+@dataclass(frozen=True)
+class DemandParameters:
+    """Ours; the forks name no dead zone."""
+
+    standard_errors: float = 2.0
+    """It holds while the share that it wants is nearer than so many of its standard errors."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.standard_errors < math.inf:
+            raise ValueError(f"demand: standard_errors is {self.standard_errors}, expected a finite number >= 0")
+
+
 class DemandController:
-    """Keeps the balanced share for the prompt tokens per request of the last 100 s; holds below one slot of change.
+    """Keeps the balanced share for the prompt tokens per request of the last 100 s; holds below one slot of change, and
+    where the difference may be chance, as it mostly is while few requests arrive.
 
     Prompts only: what requests will generate is not known when they arrive.
     """
 
     name = "demand"
     fixed_share: float | None = None
+
+    def __init__(self, parameters: DemandParameters | None = None) -> None:
+        self.parameters = parameters or DemandParameters()
 
     def reset(self, setup: Setup) -> None:
         self._setup = setup
@@ -33,4 +55,9 @@ class DemandController:
         if not tokens:
             return HOLD
         share = balanced_share(tokens, setup.kv_token_bytes, setup.slots_per_request, setup.layout.slot_bytes)
+        requests = TIME_CONSTANT_S * float(telemetry["arrivals_per_s_100s"])
+        # d share / share = (1 - share) d tokens / tokens; lengths are taken to spread as much as their mean.
+        error = share * (1.0 - share) / math.sqrt(requests) if requests > 0.0 else math.inf
+        if abs(share - telemetry["kv_share_requested"]) < self.parameters.standard_errors * error:
+            return HOLD
         return decide_share(share, telemetry, setup)

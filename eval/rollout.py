@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hbmgym.controllers.base import Controller
+from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import Core, setup_hash
 from hbmgym.envs.serving.metrics import episode_metrics
 from hbmgym.envs.traces.episode import Episode
@@ -90,6 +91,7 @@ def _cell(name: str, core: Core, episode: Episode, history: dict[str, list[float
     shares, caps = (np.array(history[name])[measured] for name in ("kv_share_effective", "concurrency_cap"))
     metrics = episode_metrics(episode, core.requests, core.setup.tpot_slo_s)
     setup = setup_hash(core.config)
+    hours = times[-1] / 3600.0
     return {
         "controller": name,
         "trace": episode.name,
@@ -103,6 +105,8 @@ def _cell(name: str, core: Core, episode: Episode, history: dict[str, list[float
         "snapshots_saved": int(core.counters.saved_snapshots),
         "snapshots_skipped": int(core.counters.skipped_snapshots),
         "bytes_migrated": core.migrated_bytes,
+        "moves_per_hour": float(np.count_nonzero(np.diff(history["kv_share_requested"])) / hours),
+        "gib_migrated_per_hour": float(core.migrated_bytes / GIB / hours),
         "kv_share_mean": float(shares.mean()),
         "kv_share_min": float(shares.min()),
         "kv_share_max": float(shares.max()),

@@ -110,7 +110,8 @@ _COLUMNS = (
     "reject",
     "kv_share",
     "cap, min",
-    "moved GiB",
+    "moves/h",
+    "GiB/h",
 )
 
 
@@ -146,5 +147,6 @@ def _row(result: WorkloadResult, name: str, best: bool) -> list[str]:
         f"{mean('rejected'):.1f}",
         f"{mean('kv_share_min'):.3f}-{mean('kv_share_max'):.3f}",
         f"{mean('concurrency_cap_mean'):.0f}, {mean('concurrency_cap_min'):.0f}",
-        f"{mean('bytes_migrated') / GIB:.1f}",
+        f"{mean('moves_per_hour'):.0f}",
+        f"{mean('gib_migrated_per_hour'):.1f}",
     ]

@@ -65,7 +65,7 @@ def cells_of(folder: Path, *flags: str) -> bytes:
 
 
 def test_host_memory_says_what_it_moved_and_changes_no_cell(tmp_path, sparse, capsys):
-    flags = (*sparse, "--controllers", "static-0.5,demand")
+    flags = (*sparse, "--controllers", "static-0.5,random")
     expected = cells_of(tmp_path / "accounting", *flags)
     assert "backend" not in capsys.readouterr().out
     assert cells_of(tmp_path / "host", *flags, "--backend", "host", "--check") == expected

@@ -1,6 +1,7 @@
 """One episode under one controller leaves a cell of plain numbers, whoever executes the moves."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -22,7 +23,15 @@ from .traffic import CHAT, CONFIG, MIX
 FIELDS = {
     *("controller", "trace", "seed", "loop", "model", "budget_bytes", "mapped_chunks", "requests"),
     *("ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "tpot_p99_s", "slo_goodput_per_s", "slo_violation_rate", "cost"),
-    *("hit_rate", "preemptions", "oom_requests", "rejected", "bytes_migrated"),
+    *(
+        "hit_rate",
+        "preemptions",
+        "oom_requests",
+        "rejected",
+        "bytes_migrated",
+        "moves_per_hour",
+        "gib_migrated_per_hour",
+    ),
     *("recomputed_tokens", "snapshots_saved", "snapshots_skipped"),
     *("kv_share_mean", "kv_share_min", "kv_share_max", "concurrency_cap_mean", "concurrency_cap_min"),
     *("setup_hash", "cell_hash"),
@@ -90,6 +99,16 @@ def test_host_memory_gives_the_cell_of_accounting():
     assert rollouts[0].cell == rollouts[1].cell
     assert rollouts[0].history == rollouts[1].history
     assert rollouts[0].cell["bytes_migrated"] > 0
+
+
+def test_moves_are_windows_after_which_another_split_is_asked_for():
+    core = Core(CONFIG)
+    found = run_episode(Swing(), core, CHAT.episode("validation", 10_000).until(60.0, 0.0))
+    hours = found.history["time_s"][-1] / 3600
+    requested = found.history["kv_share_requested"]
+    moves = sum(a != b for a, b in itertools.pairwise(requested))
+    assert found.cell["moves_per_hour"] == pytest.approx(moves / hours) and moves > 0
+    assert found.cell["gib_migrated_per_hour"] == pytest.approx(found.cell["bytes_migrated"] / 2**30 / hours)
 
 
 def test_all_controllers_meet_the_same_case():
