@@ -15,6 +15,7 @@ from hbmgym.envs.traces.pages import output_id_fraction
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.envs.workload import DEFAULT_SCENARIO, PaperTrafficWorkload, TraceWorkload, Workload, open_workloads
+from hbmgym.memory_backend.pricing import PRICE_MODES, PricedAdmission
 
 _DEFAULTS = ServingConfig()
 
@@ -55,6 +56,11 @@ class ServingOptions:
         "rules of the engine, equal for every controller; on_shortage: evict, migrate (AVMP), float (SGLang's one "
         "buffer) or priced (HiMA's Admitter)",
     )
+    price_mode: str = option(
+        _DEFAULTS.priced.price_mode,
+        "prices of a controller that on_shortage=priced goes by: all (shadow) or none",
+        choices=PRICE_MODES,
+    )
 
     def serving_config(self) -> ServingConfig:
         """Raises ValueError with one line."""
@@ -67,6 +73,7 @@ class ServingOptions:
             state_dtype=self.state_dtype,
             slots_per_request=parse_slots_per_request(self.slots_per_request),
             policies=Policies.parse(self.policies),
+            priced=PricedAdmission(self.price_mode),
         )
         return read_costs(Path(self.costs)).applied_to(config) if self.costs else config
 

@@ -27,7 +27,9 @@ class PricedAdmission:
     """What HiMA's Admitter weighs; seconds of work where nothing else is said."""
 
     price_mode: str = "shadow"
-    """shadow: free bytes that move away cost horizon_s x curvature / 2 x bytes^2; none: nothing, as in the forks."""
+    """shadow: a controller's prices count, and free bytes that move away cost horizon_s x curvature / 2 x bytes^2.
+    none: what a controller publishes reaches nobody, so that free bytes cost nothing, as in the forks, and deferring
+    what is said here."""
     horizon_s: float = 60.0
     """Seconds for which a loss counts: the forks' window of LPB."""
     deferral_weight: float = 0.1

@@ -254,7 +254,7 @@ class Core:
         ask_for_split(self._table.address, slots, ssm_chunks)
 
     def set_prices(self, prices: np.record) -> None:
-        """Let on_shortage=priced go by these PRICES from now on; no other rule looks at them.
+        """Let on_shortage=priced go by these PRICES from now on; no other rule looks at them, nor price_mode none.
 
         Where both pools' bytes are worth the same, moving some costs what the curvature says: the shadow price, which
         they share, cancels out. Raises ValueError for a price that is negative or not finite.
@@ -262,9 +262,9 @@ class Core:
         for name in ("curvature", "deferral_weight"):
             if not 0.0 <= prices[name] < math.inf:
                 raise ValueError(f"price {name} is {prices[name]}, expected a finite number >= 0")
-        shadow = self.config.priced.price_mode == "shadow"
-        self._state.engine.curvature = prices.curvature if shadow else 0.0
-        self._state.engine.deferral_weight = prices.deferral_weight
+        if self.config.priced.price_mode == "shadow":
+            self._state.engine.curvature = prices.curvature
+            self._state.engine.deferral_weight = prices.deferral_weight
 
     def run_window(self) -> np.record:
         """Advance by one window and let the backend execute the op log; returns the Telemetry record."""

@@ -156,6 +156,19 @@ def test_curvature_makes_free_bytes_dear_to_move(mode, waits):
     assert (core.requests[1].admitted_s >= core.requests[0].ended_s) == waits
 
 
+def test_without_a_shadow_price_nothing_that_is_published_counts():
+    def actions(mode, *published):
+        core = start("priced", shifting_traffic(), 0.8, priced=PricedAdmission(mode, deferral_weight=1e-3), **TOY)
+        for price in published:
+            core.set_prices(price)
+        finish(core)
+        return taken(core), core.requests["admitted_s"].tolist()
+
+    dear = prices(curvature=1e-14, deferral_weight=1e-6)
+    assert actions("none", dear) == actions("none") == actions("shadow")
+    assert actions("shadow", dear) != actions("shadow")
+
+
 def test_a_controllers_deferral_weight_replaces_the_default():
     core = start("priced", [Ask(0.0, 64, 100), Ask(0.1, 64, 1)], MOST_PAGES)
     core.set_prices(prices(deferral_weight=1e-6))

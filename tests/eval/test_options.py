@@ -15,5 +15,9 @@ def test_slots_per_request_is_a_number_or_a_preset_of_sglang(text, slots):
     assert config.slots_per_request == slots
 
 
+def test_the_price_mode_reaches_the_admitter():
+    assert ServingOptions(price_mode="none").serving_config().priced.price_mode == "none"
+
+
 def test_without_flags_it_is_the_default_configuration():
     assert ServingOptions().serving_config() == ServingConfig()
