@@ -7,7 +7,7 @@ import pytest
 from hbmgym.controllers.helm.ppo import PpoController
 from hbmgym.controllers.registry import MOVING_CONTROLLERS, make_controller
 from hbmgym.controllers.static import StaticController
-from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.workload import ScenarioWorkload, open_workloads
 from hbmgym.eval.rollout import Rollout, run_episode
@@ -62,6 +62,16 @@ def test_none_moves_where_memory_lies_idle(spec):
 @pytest.mark.parametrize("spec", [spec for spec in MOVING_CONTROLLERS if spec != "random"])
 def test_none_thrashes_where_there_is_nothing_to_gain(spec, scenario):
     assert rollout(spec, scenario).cell["moves_per_hour"] <= 12.0, "one in five minutes"
+
+
+@pytest.mark.parametrize("scenario", ["mix-shift", "steady-documents", "steady-chat"])
+def test_the_prices_of_convex_let_the_admitter_choose_each_of_its_five_actions(scenario):
+    config = ServingConfig(policies=Policies(on_shortage="priced"))
+    episode = open_workloads(config, scenarios=(scenario,))[0].episode("validation", 10_000)
+    cell = run_episode(make_controller("convex"), Core(config), episode).cell
+    counts = [cell[name] for name in ("own_free", "cross_free", "own_evict", "cross_evict", "defer")]
+    assert min(counts) / sum(counts) > 0.01 and max(counts) / sum(counts) < 0.7
+    assert cell["price_ratio_log2"] <= 3, "the second cheapest is less than 16 times dearer"
 
 
 @pytest.mark.parametrize("spec", MOVING_CONTROLLERS)
