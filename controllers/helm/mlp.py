@@ -37,17 +37,30 @@ def _tanh(values):
         values[i] = odd / (((_B6 * q + _B4) * q + _B2) * q + _B0)
 
 
-@subkernel
+# A kernel, not a subkernel, and unsigned offsets: else the compiler uses no vector instructions here, which is three
+# times as slow. Four rows at once read and write y a quarter as often; y + a + b + c + d adds them in order.
+@kernel
 def _affine(matrix, bias, x, y):
     """y = x @ matrix + bias, with the matrix row after row in one vector."""
-    # Slices, not offsets: an index that might be negative keeps the compiler from using vector instructions.
-    count = len(y)
+    count = np.uint64(len(y))
     for j in range(count):
         y[j] = bias[j]
-    for i in range(len(x)):
-        scale, row = x[i], matrix[i * count : (i + 1) * count]
+    fours = len(x) // 4 * 4
+    for i in range(0, fours, 4):
+        a = np.uint64(i) * count
+        b, c, d = a + count, a + count + count, a + count + count + count
         for j in range(count):
-            y[j] += scale * row[j]
+            y[j] = (
+                y[j]
+                + x[i] * matrix[a + j]
+                + x[i + 1] * matrix[b + j]
+                + x[i + 2] * matrix[c + j]
+                + x[i + 3] * matrix[d + j]
+            )
+    for i in range(fours, len(x)):
+        row = np.uint64(i) * count
+        for j in range(count):
+            y[j] += x[i] * matrix[row + j]
 
 
 @kernel
