@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hbmgym.eval.intervals import mean_interval, relative_difference
+from hbmgym.eval.intervals import iqm, mean_interval, relative_difference
 
 
 def test_the_interval_of_equal_values_is_the_value():
@@ -43,3 +43,9 @@ def test_two_zeros_do_not_differ():
 
 def test_anything_is_infinitely_more_than_zero():
     assert relative_difference([1.0, 2.0], [0.0, 0.0]) == (np.inf, np.inf, np.inf)
+
+
+def test_the_interquartile_mean_is_of_the_middle_half():
+    assert iqm([1.0, 2.0, 3.0, 100.0]) == 2.5
+    assert iqm([5.0]) == 5.0
+    assert iqm([0.0, 1.0, 5.0]) == pytest.approx((0.0 / 12 + 1.0 / 3 + 5.0 / 12) / 0.5)

@@ -1,0 +1,93 @@
+"""What policies are trained on: references from fixed splits, recipes that leave out what teaches nothing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import VecMonitor
+
+from hbmgym.controllers.static import StaticController
+from hbmgym.envs.platforms import Platform
+from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import Core
+from hbmgym.envs.vec import CoreVecEnv
+from hbmgym.eval.rollout import evaluate
+from hbmgym.train.domains import Domain, Reference, Traffic, find_references
+from hbmgym.train.learn import LEAST_REWARD, REWARD_SCALE, ScaledRewards, make_env
+from hbmgym.train.options import TrainOptions
+from hbmgym.train.ppo import main
+from hbmgym.train.recipes import RECIPES, open_traffic, served
+
+from ..eval.traffic import CHAT, HBM_GIB, MODEL
+
+CONFIG = ServingConfig(model=MODEL, hbm_gib=HBM_GIB)
+
+
+@pytest.fixture(scope="module")
+def domain(tmp_path_factory) -> Domain:
+    file = tmp_path_factory.mktemp("run") / "references.json"
+    return find_references([Traffic(CONFIG, (CHAT,))], "train", [0, 1], file, 1, False)[0]
+
+
+def test_a_reference_is_the_best_of_the_fixed_splits_on_those_seeds(domain):
+    found = domain.references[CHAT.name]
+    core, episodes = Core(CONFIG), [CHAT.episode("train", seed) for seed in (0, 1)]
+
+    def cost(share: float) -> float:
+        return float(np.mean([r.cell["cost"] for r in evaluate(StaticController(share), core, episodes)]))
+
+    assert found.cost == pytest.approx(cost(found.kv_share))
+    assert all(found.cost <= cost(share) for share in (found.kv_share - 0.08, 0.5, found.kv_share + 0.08))
+
+
+def test_references_that_are_known_are_not_sought_again(domain, tmp_path):
+    file = tmp_path / "references.json"
+    first = find_references([Traffic(CONFIG, (CHAT,))], "train", [0, 1], file, 1, False)
+    marked = file.read_text().replace(str(first[0].references[CHAT.name].cost), "0.125")
+    file.write_text(marked)
+    again = find_references([Traffic(CONFIG, (CHAT,))], "train", [0, 1], file, 1, False)
+    assert again[0].references[CHAT.name].cost == 0.125
+    other_seeds = find_references([Traffic(CONFIG, (CHAT,))], "train", [2], file, 1, False)
+    assert other_seeds[0].references[CHAT.name].cost != 0.125
+
+
+def test_rewards_are_scaled_for_learning_only(domain):
+    plain = VecMonitor(CoreVecEnv([make_env(TrainOptions(), domain)]))
+    scaled = ScaledRewards(VecMonitor(CoreVecEnv([make_env(TrainOptions(), domain)])))
+    actions = np.random.default_rng(0).uniform(-1, 1, (80, 1, 1)).astype(np.float32)
+    for venv in (plain, scaled):
+        venv.seed(0)
+    assert np.array_equal(plain.reset(), scaled.reset())
+    rewards = np.array([[venv.step(action)[1][0] for venv in (plain, scaled)] for action in actions])
+    np.testing.assert_allclose(rewards[:, 1], REWARD_SCALE * np.maximum(rewards[:, 0], LEAST_REWARD), rtol=1e-6)
+    assert rewards[:, 0].any()
+
+
+def test_workloads_that_no_fixed_split_serves_teach_nothing(domain):
+    other = dataclasses.replace(CHAT, name="other")
+    references = {CHAT.name: Reference(0.5, 1.0, 0.0), "other": Reference(0.5, 1.0, 0.02)}
+    both = Domain(CONFIG, (CHAT, other), "train", (0,), references)
+    assert [workload.name for workload in served(both).workloads] == [CHAT.name]
+    assert set(served(both).references) == {CHAT.name}
+
+
+def test_a_platform_without_a_rate_for_a_scenario_leaves_it_out(capsys):
+    traffic = open_traffic(["qwen3.5-9b@rtx3060"], ["steady-chat", "steady-agent"])
+    assert [workload.name for workload in traffic[0].workloads] == ["steady-chat"]
+    assert "steady-agent on qwen3.5-9b@rtx3060 is left out" in capsys.readouterr().err
+
+
+def test_the_recipe_keeps_a_shape_and_a_budget_for_validation():
+    recipe = RECIPES["release"]
+    seen = {Platform(*name.split("@")[:2]).model for name in recipe.training}
+    assert {name.split("@")[0] for name in recipe.validation} - seen == {"falcon-h1-34b"}
+    assert set(recipe.validation) & set(recipe.training) == {"qwen3-next-80b-a3b@h200"}
+    assert not any("jamba" in name for name in (*recipe.training, *recipe.validation))
+
+
+@pytest.mark.parametrize("flags", [["--scenario", "mix-shift"], ["--hbm-gib", "8"], ["--backend", "host"]])
+def test_a_recipe_has_traffic_of_its_own(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--recipe", "release", *flags])
+    assert stop.value.code == 2
+    assert f"--recipe release has platforms and traffic of its own: leave {flags[0]} out" in capsys.readouterr().err
