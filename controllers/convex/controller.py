@@ -56,6 +56,7 @@ MOST_SERVERS = 4096.0  # requests at once; with more, room for another one is wo
 _PLACES = {name: place for place, (name, _, _) in enumerate(TELEMETRY_TABLE)}
 _GAINS = (_PLACES["kv_gain_2pct"], _PLACES["ssm_gain_2pct"])
 _COSTS = (_PLACES["kv_cost_2pct"], _PLACES["ssm_cost_2pct"])
+_TIME, _MOVING, _REQUESTED = (_PLACES[name] for name in ("time_s", "moving_chunks", "kv_share_requested"))
 
 _TELEMETRY = np.dtype((np.record, TELEMETRY))
 _PARAMETERS = tuple(field.name for field in dataclasses.fields(ConvexParameters))
@@ -65,6 +66,8 @@ _SETTINGS = np.dtype((np.record, [(name, "f8") for name in (*_PARAMETERS, "page_
 _REMEMBERED = ("running", "arrivals", "finished", "busy")
 _FOUND = ("kv_bytes", "price", "curvature", "kv_gain", "ssm_gain")
 _MEMORY = np.dtype((np.record, [(name, "f8") for name in (*_REMEMBERED, *_FOUND)]))
+# Reading a field of a record costs Python ten times as much as a number of an array.
+_, _, _FINISHED, _BUSY, _KV_BYTES, _PRICE, _CURVATURE, _KV_GAIN, _SSM_GAIN = range(len(_REMEMBERED) + len(_FOUND))
 
 
 class _Work(NamedTuple):
@@ -187,33 +190,34 @@ class ConvexController:
         layout, bounds = setup.layout, setup.kv_share_bounds
         self._settings = np.array([*dataclasses.astuple(self.parameters), layout.page_bytes, *bounds], np.float64)
         self._cells = np.zeros((POOLS, CELLS))
-        self._memory_values = np.zeros(len(_REMEMBERED) + len(_FOUND))
-        self._memory = self._memory_values.view(_MEMORY)[0]
+        self._memory = np.zeros(len(_REMEMBERED) + len(_FOUND))
         self._work = _make_work()
-        self._prices = np.zeros(1, PRICES).view(np.recarray)
+        self._price_values = np.zeros(PRICES.itemsize // 8)
+        self._prices: np.record = self._price_values.view(PRICES).view(np.recarray)[0]
         self._brake = _Brake(self.parameters)
 
     def act(self, telemetry: np.record) -> Decision:
-        _decide(np.frombuffer(telemetry, np.float64), self._settings, self._cells, self._memory_values, self._work)
-        return Decision(self._share(telemetry), self._publish())
+        values = np.frombuffer(telemetry, np.float64)
+        _decide(values, self._settings, self._cells, self._memory, self._work)
+        self._publish()
+        return Decision(self._share(values), self._prices)
 
-    def _share(self, telemetry: np.record) -> float | None:
+    def _share(self, telemetry: np.ndarray) -> float | None:
         """The share to ask for, None to keep the present one."""
-        if telemetry["moving_chunks"]:
+        if telemetry[_MOVING]:
             return None
-        layout, memory = self._setup.layout, self._memory
-        now = float(telemetry["kv_share_requested"])
-        share = layout.share(_rounded(now, float(memory["kv_bytes"]), layout))
-        if share == now:
+        layout, now = self._setup.layout, float(telemetry[_REQUESTED])
+        slots = _rounded(now, float(self._memory[_KV_BYTES]), layout)
+        if slots is None or (share := layout.share(slots)) == now:
             return None
-        gain = float(memory["kv_gain"] if share > now else memory["ssm_gain"])
-        return share if self._brake.allows(share > now, gain, float(telemetry["time_s"])) else None
+        gain = float(self._memory[_KV_GAIN if share > now else _SSM_GAIN])
+        return share if self._brake.allows(share > now, gain, float(telemetry[_TIME])) else None
 
-    def _publish(self) -> np.record:
-        memory, finished = self._memory, float(self._memory["finished"])
-        work_s = float(memory["busy"]) / finished if finished > 0.0 else 0.0
-        self._prices[0] = (memory["price"], memory["curvature"], work_s)
-        return self._prices[0]
+    def _publish(self) -> None:
+        memory, finished = self._memory, float(self._memory[_FINISHED])
+        self._price_values[0] = memory[_PRICE]
+        self._price_values[1] = memory[_CURVATURE]
+        self._price_values[2] = float(memory[_BUSY]) / finished if finished > 0.0 else 0.0
 
 
 class _Brake:
@@ -234,10 +238,11 @@ class _Brake:
         return True
 
 
-def _rounded(share: float, kv_bytes: float, layout: Layout) -> int:
-    """Slots of the split nearest to `kv_bytes` on the side of the realised `share`."""
+def _rounded(share: float, kv_bytes: float, layout: Layout) -> int | None:
+    """Slots of the split nearest to `kv_bytes` on the side of the realised `share`; None where that is less than a slot
+    away."""
     wanted = (layout.budget_bytes - kv_bytes) / layout.slot_bytes
     present = (1.0 - share) * layout.budget_bytes // layout.slot_bytes  # whole chunks may hold less than a slot more
     if abs(wanted - present) < 1.0:
-        return layout.slots(share)
+        return None
     return min(max(math.floor(wanted) if wanted > present else math.ceil(wanted), layout.min_slots), layout.max_slots)
