@@ -58,6 +58,7 @@ AT_MOST = {
     "start_cached_cpu_s": 1,
     "decision_us_p99": 10,
     **{f"decision_us_p99_{name}": 100 for name in MOVING_CONTROLLERS},
+    "decision_us_p99_convex": 20,
     "memory_mappings_grown": 0,
     "memory_mappings_per_chunk": 1.0,
     "memory_resident_over_budget": 1.01,

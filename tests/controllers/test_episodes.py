@@ -9,6 +9,7 @@ from hbmgym.controllers.registry import MOVING_CONTROLLERS, make_controller
 from hbmgym.controllers.static import StaticController
 from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.serving.core import Core
+from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.workload import ScenarioWorkload, open_workloads
 from hbmgym.eval.rollout import Rollout, run_episode
 
@@ -45,6 +46,17 @@ def test_an_episode_keeps_every_invariant(controller):
     low, high = core.layout.share_bounds
     assert low <= cell["kv_share_min"] <= cell["kv_share_max"] <= high
     assert core.done
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_scenario_keeps_every_invariant_under_every_controller(scenario):
+    """A fifth of the traffic on a fortieth of the memory."""
+    workload = open_workloads(ServingConfig(), scenarios=(scenario,), load=0.2)[0]
+    episode = workload.episode("validation", 10_000).until(200.0, 0.0)
+    core = Core(SMALL, check=True)
+    for spec in MOVING_CONTROLLERS:
+        run_episode(make_controller(spec), core, episode)
+        assert core.done and core.counters.arrived == core.counters.finished + core.counters.rejected
 
 
 @pytest.mark.parametrize("spec", MOVING_CONTROLLERS)
