@@ -1,12 +1,49 @@
 """What an action in [-1, 1] asks for: one rule for the environment and for every controller that moves in steps."""
 
+import math
+
 import numpy as np
 
 from hbmgym.controllers.base import HOLD, Decision, Setup
+from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.split import Layout
 
 ACTION_KINDS = ("incremental", "absolute")
 DEFAULT_MAX_STEP = 0.1
+
+# Bounds of kv_share; width within which a request holds; step and kind of the actions; what all actions so far add up
+# to; what was last asked for. Any record that has these fields can be moved.
+RULE_FIELDS = ("low", "high", "hold", "max_step", "absolute", "wanted", "asked")
+_RULE = np.dtype((np.record, [(name, "f8") for name in RULE_FIELDS]))
+
+
+@subkernel
+def move(rule, action, most_change):
+    """The kv_share to ask for after `action`, or nan; the wanted share changes by at most `most_change`."""
+    action = min(max(action, -1.0), 1.0)
+    if rule.absolute > 0.0:
+        wanted = rule.low + 0.5 * (action + 1.0) * (rule.high - rule.low)
+    else:
+        wanted = rule.wanted + rule.max_step * action
+    wanted = min(max(wanted, rule.wanted - most_change), rule.wanted + most_change)
+    rule.wanted = min(max(wanted, rule.low), rule.high)
+    if abs(rule.wanted - rule.asked) < rule.hold:
+        return math.nan
+    rule.asked = rule.wanted
+    return rule.asked
+
+
+@kernel
+def _next_share(values, action):
+    return move(values.view(_RULE)[0], action, math.inf)
+
+
+def prepare(rule: np.record, kind: str, max_step: float, layout: Layout, bounds: tuple[float, float]) -> None:
+    """Fill in RULE_FIELDS but for the share to start at."""
+    rule["absolute"], rule["max_step"] = float(kind == "absolute"), max_step
+    rule["low"], rule["high"] = bounds
+    # Up to this width two shares may round to the same split, because slots end within chunks.
+    rule["hold"] = layout.share_step + 1.0 / layout.chunks
 
 
 class ShareAction:
@@ -24,31 +61,23 @@ class ShareAction:
             raise ValueError(f"max_step is {max_step}, expected a share above 0 and at most 1")
         self.kind = kind
         self.max_step = max_step
+        self._values = np.zeros(len(RULE_FIELDS))
 
     def reset(self, share: float, layout: Layout, bounds: tuple[float, float] | None = None) -> None:
         """Start at the realised `share`; `bounds` are the shares that may be asked for, by default the layout's."""
-        self._low, self._high = bounds or layout.share_bounds
-        # Up to this width two shares may round to the same split, because slots end within chunks.
-        self._hold = layout.share_step + 1.0 / layout.chunks
-        self._wanted = self._asked = share
+        rule = self._values.view(_RULE)[0]
+        prepare(rule, self.kind, self.max_step, layout, bounds or layout.share_bounds)
+        rule["wanted"] = rule["asked"] = share
 
     @property
     def wanted(self) -> float:
         """The share all actions so far add up to, within the bounds."""
-        return self._wanted
+        return float(self._values.view(_RULE)[0]["wanted"])
 
     def next_share(self, action: float) -> float | None:
         """The kv_share to ask for after `action` (clipped to [-1, 1]); None holds what was last asked for."""
-        action = min(max(action, -1.0), 1.0)
-        if self.kind == "incremental":
-            wanted = self._wanted + self.max_step * action
-        else:
-            wanted = self._low + 0.5 * (action + 1.0) * (self._high - self._low)
-        self._wanted = min(max(wanted, self._low), self._high)
-        if abs(self._wanted - self._asked) < self._hold:
-            return None
-        self._asked = self._wanted
-        return self._asked
+        share = _next_share(self._values, float(action))
+        return share if share == share else None
 
 
 class Steps:

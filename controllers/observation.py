@@ -192,7 +192,8 @@ def _see_marginals(values, observation):
 
 
 @kernel
-def _observe(values, observation):
+def observe_record(values, observation):
+    """`observe` for kernels: float64[TELEMETRY_TABLE] to float32[OBSERVATION_SIZE]."""
     t = values.view(_TELEMETRY)[0]
     o = observation.view(_OBSERVATION)[0]
     _see_shares(t, o)
@@ -207,7 +208,7 @@ def _observe(values, observation):
 
 def observe_into(telemetry: np.record, observation: np.ndarray) -> None:
     """`observe`, written into a C-contiguous float32[OBSERVATION_SIZE]."""
-    _observe(np.frombuffer(telemetry, np.float64), observation)
+    observe_record(np.frombuffer(telemetry, np.float64), observation)
 
 
 def observe(telemetry: np.record) -> np.ndarray:
