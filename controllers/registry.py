@@ -1,6 +1,7 @@
 """Controllers by name, as the command line and tables write them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ from hbmgym.controllers.demand import DemandController
 from hbmgym.controllers.gradient import GradientController
 from hbmgym.controllers.helm.policy import Policy, PolicyError
 from hbmgym.controllers.helm.ppo import PpoController
+from hbmgym.controllers.helm.variants import (
+    STATIC_RESIDUAL,
+    VARIANTS,
+    make_variant,
+    shipped_policy,
+    static_residual,
+)
 from hbmgym.controllers.moving_average import MovingAverageController
 from hbmgym.controllers.random_walk import RandomController
 from hbmgym.controllers.static import StaticController
@@ -35,12 +43,16 @@ _PLAIN: dict[str, Callable[[], Controller]] = {
     "gradient": GradientController,
     "bandit": BanditController,
     "convex": ConvexController,
+    STATIC_RESIDUAL: static_residual,
 }
 _NUMBERED: dict[str, Callable[[float], Controller]] = {
     "static": StaticController,
     "sglang": StaticController.from_sglang_ratio,
 }
-_LEARNED: dict[str, Callable[[Policy], Controller]] = {"ppo": PpoController}
+_LEARNED: dict[str, Callable[[Policy], Controller]] = {
+    "ppo": PpoController,
+    **{name: functools.partial(make_variant, name) for name in VARIANTS},
+}
 
 MOVING_CONTROLLERS = tuple(_PLAIN)
 """Those that need neither a number nor a file."""
@@ -49,7 +61,8 @@ KNOWN_CONTROLLERS = (
     "sglang-<mamba_full_memory_ratio>",
     *MOVING_CONTROLLERS,
     *(f"{name}:tuned" for name in RANGES),
-    "ppo:<run folder or policy.npz>",
+    *VARIANTS,
+    *(f"{name}:<run folder or policy.npz>" for name in _LEARNED),
 )
 
 
@@ -62,6 +75,8 @@ def make_controller(spec: str) -> Controller:
         controller = with_parameters(kind, tuned_parameters(kind))
         controller.name = spec
         return controller
+    if spec in VARIANTS:
+        return _LEARNED[spec](shipped_policy())
     if kind in _LEARNED and path:
         return _LEARNED[kind](Policy.load(_policy_file(Path(path).expanduser())))
     kind, _, text = spec.partition("-")

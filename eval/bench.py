@@ -21,6 +21,7 @@ import numpy as np
 from hbmgym.controllers.base import Controller, Setup
 from hbmgym.controllers.helm.policy import Policy
 from hbmgym.controllers.helm.ppo import PpoController
+from hbmgym.controllers.helm.variants import VARIANTS, make_variant
 from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.controllers.registry import MOVING_CONTROLLERS, make_controller
 from hbmgym.envs.serving.config import ServingConfig
@@ -57,6 +58,9 @@ AT_MOST = {
     "start_cold_cpu_s": 15,
     "start_cached_cpu_s": 1,
     "decision_us_p99": 10,
+    "decision_us_p50_helm": 3,
+    "decision_us_p99_helm": 6,
+    "adapter_us_p50": 5,
     **{f"decision_us_p99_{name}": 100 for name in MOVING_CONTROLLERS},
     "decision_us_p99_convex": 20,
     "memory_mappings_grown": 0,
@@ -147,8 +151,13 @@ def measure_decision() -> Figures:
     core = Core(config)
     core.reset(open_workloads(config)[0].episode("train", 0))
     records = [core.run_window().copy() for _ in range(200)]
-    learned = _time_decisions(PpoController(Policy.from_layers(layers)), core.setup, records, 20_000)
+    policy = Policy.from_layers(layers)
+    learned = _time_decisions(PpoController(policy), core.setup, records, 20_000)
     figures = {f"decision_us_{key}": value for key, value in learned.items()}
+    for name in VARIANTS:
+        spent = _time_decisions(make_variant(name, policy), core.setup, records, 20_000)
+        figures |= {f"decision_us_{key}_{name}": value for key, value in spent.items()}
+    figures["adapter_us_p50"] = figures["decision_us_p50_helm"] - figures["decision_us_p50_helm-burst"]
     for name in MOVING_CONTROLLERS:
         spent = _time_decisions(make_controller(name), core.setup, records, 2_000)
         figures |= {f"decision_us_{key}_{name}": value for key, value in spent.items()}

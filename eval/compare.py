@@ -32,7 +32,7 @@ class CompareOptions(ServingOptions):
     controllers: str = option(
         DEFAULT_CONTROLLERS,
         f"comma-separated: static-<kv_share>, static-grid, sglang-<ratio>, {', '.join(MOVING_CONTROLLERS)}, "
-        "<name>:tuned (eval/tune.py), ppo:<run or policy.npz>",
+        "<name>:tuned (eval/tune.py), helm (and its ablations, docs/helm.md), helm:<run or policy.npz>, ppo:<the same>",
     )
     seeds: int = option(10, "episodes per workload")
     split: str = option("validation", "part of the data", choices=("train", "validation", "test", "all"))

@@ -1,7 +1,7 @@
 """Policy: a small network that looks at an observation and answers an action, kept in one `.npz` of plain arrays."""
 
 import dataclasses
-import io
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from hbmgym.controllers.actions import ACTION_KINDS, DEFAULT_MAX_STEP
+from hbmgym.controllers.helm.arrays import read_arrays, write_arrays
 from hbmgym.controllers.helm.mlp import forward
 from hbmgym.controllers.observation import OBSERVATION_NAMES
-from hbmgym.files import write_atomically
 
 VERSION = 1
 """Of the file's layout; an older or newer file is refused."""
 
 Layers = Sequence[tuple[np.ndarray, np.ndarray]]
+Ranges = tuple[np.ndarray, np.ndarray]
 
 
 class PolicyError(ValueError):
@@ -64,23 +65,35 @@ class Policy:
     Not for two threads at once: the hidden layers are written to one buffer.
     """
 
-    def __init__(self, layers: Layers, header: Header) -> None:
+    low: np.ndarray
+    """float32[inputs]: the least value of each input that was seen in training; -1 where nobody has looked."""
+    high: np.ndarray
+    """Likewise the largest, or 1."""
+    packed: np.ndarray
+    """All weights as `mlp.forward` takes them, with `sizes` and `scratch`."""
+
+    def __init__(self, layers: Layers, header: Header, ranges: Ranges | None = None) -> None:
         self.layers = [(np.array(matrix, np.float32), np.array(bias, np.float32)) for matrix, bias in layers]
         self.header = header
-        _check(self.layers, header)
+        ones = np.ones(len(header.observation), np.float32)
+        self.low, self.high = (np.array(end, np.float32) for end in ranges or (-ones, ones))
+        _check(self)
         sizes = [self.layers[0][0].shape[1], *(len(bias) for _, bias in self.layers)]
-        self._sizes = np.array(sizes, np.int64)
-        self._packed = np.concatenate([part for matrix, bias in self.layers for part in (matrix.T.ravel(), bias)])
-        self._scratch = np.zeros((2, max(sizes)), np.float32)
+        self.sizes = np.array(sizes, np.int64)
+        self.packed = np.concatenate([part for matrix, bias in self.layers for part in (matrix.T.ravel(), bias)])
+        self.scratch = np.zeros((2, max(sizes)), np.float32)
 
     @classmethod
-    def from_layers(cls, layers: Layers, header: Header | None = None) -> "Policy":
-        """From (matrix, bias) per layer, matrices as (outputs, inputs) like torch's; the last layer has one output."""
-        return cls(layers, header or Header())
+    def from_layers(cls, layers: Layers, header: Header | None = None, ranges: Ranges | None = None) -> "Policy":
+        """From (matrix, bias) per layer, matrices as (outputs, inputs) like torch's; the last layer has one output.
+
+        `ranges`: the least and the largest value of each input in training, two of float32[inputs].
+        """
+        return cls(layers, header or Header(), ranges)
 
     def mean(self, observation: np.ndarray) -> float:
         """The network's answer to a C-contiguous float32[inputs]."""
-        return forward(self._packed, self._sizes, observation, self._scratch)
+        return forward(self.packed, self.sizes, observation, self.scratch)
 
     def action(self, observation: np.ndarray) -> float:
         """The action in [-1, 1] for a C-contiguous float32[inputs]."""
@@ -91,17 +104,26 @@ class Policy:
         arrays: dict[str, Any] = {"header": np.frombuffer(self.header.to_json().encode(), np.uint8)}
         for i, (matrix, bias) in enumerate(self.layers):
             arrays[f"matrix_{i}"], arrays[f"bias_{i}"] = matrix, bias
-        _write_whole(Path(path), arrays)
+        write_arrays(path, arrays | {"low": self.low, "high": self.high})
+
+    def digest(self) -> str:
+        """Tells this policy from others: of all that decides its actions."""
+        header = f"{self.header.observation} {self.header.action_kind} {self.header.max_step} {self.sizes.tolist()}"
+        return hashlib.sha256(
+            header.encode() + self.packed.tobytes() + self.low.tobytes() + self.high.tobytes()
+        ).hexdigest()
 
     @classmethod
     def load(cls, path: str | Path) -> "Policy":
         """Read what `save` wrote; never unpickles. PolicyError says what is wrong with the file."""
         path = Path(path)
-        arrays = _read_arrays(path)
+        arrays = read_arrays(path, PolicyError, "give a policy.npz or the folder of a training run")
         try:
             header = Header.from_json(arrays["header"].tobytes().decode())
+            # Files from before there were ranges have none.
+            ranges = (arrays.pop("low"), arrays.pop("high")) if "low" in arrays or "high" in arrays else None
             layers = [(arrays[f"matrix_{i}"], arrays[f"bias_{i}"]) for i in range((len(arrays) - 1) // 2)]
-            return cls(layers, header)
+            return cls(layers, header, ranges)
         except KeyError as error:
             what = f"has no array {error}"
         except (ValueError, TypeError) as error:
@@ -109,13 +131,19 @@ class Policy:
         raise PolicyError(f"{path}: {what}; export the policy again with this version of hbmgym")
 
 
-def _check(layers: Layers, header: Header) -> None:
-    """Raise PolicyError unless these layers can answer the observations of this version."""
+def _check(policy: Policy) -> None:
+    """Raise PolicyError unless the policy can answer the observations of this version."""
+    header = policy.header
     if header.observation != OBSERVATION_NAMES:
         odd = sorted(set(header.observation) ^ set(OBSERVATION_NAMES))
         raise PolicyError(f"policy was trained on other observations ({', '.join(odd[:4]) or 'another order'})")
     inputs = len(header.observation)
-    for i, (matrix, bias) in enumerate(layers):
+    for name, end in (("low", policy.low), ("high", policy.high)):
+        if end.shape != (inputs,):
+            raise PolicyError(f"policy has {name} of shape {end.shape}, expected ({inputs},)")
+    if not (policy.low <= policy.high).all():
+        raise PolicyError("policy has ranges whose low is above their high or not a number")
+    for i, (matrix, bias) in enumerate(policy.layers):
         if bias.ndim != 1 or matrix.shape != (len(bias), inputs):
             raise PolicyError(
                 f"policy has matrix_{i} of shape {matrix.shape} and bias_{i} of {bias.shape}, "
@@ -124,24 +152,5 @@ def _check(layers: Layers, header: Header) -> None:
         if not (np.isfinite(matrix).all() and np.isfinite(bias).all()):
             raise PolicyError(f"policy has weights in layer {i} that are not finite")
         inputs = len(bias)
-    if not layers or inputs != 1:
-        raise PolicyError(f"policy has {inputs if layers else 'no'} outputs, expected 1")
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except OSError as error:
-        if not path.is_file():
-            raise PolicyError(f"{path}: no such file; give a policy.npz or the folder of a training run") from error
-        raise PolicyError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
-    except Exception as error:  # zipfile and numpy together raise ten kinds for damaged files
-        raise PolicyError(f"{path}: is damaged or no archive of plain arrays; copy or export it again") from error
-
-
-def _write_whole(path: Path, arrays: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    write_atomically(path, content.getvalue())
+    if not policy.layers or inputs != 1:
+        raise PolicyError(f"policy has {inputs if policy.layers else 'no'} outputs, expected 1")

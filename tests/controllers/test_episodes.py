@@ -5,6 +5,7 @@ import functools
 import pytest
 
 from hbmgym.controllers.helm.ppo import PpoController
+from hbmgym.controllers.helm.variants import make_variant
 from hbmgym.controllers.registry import MOVING_CONTROLLERS, make_controller
 from hbmgym.controllers.static import StaticController
 from hbmgym.envs.serving.config import Policies, ServingConfig
@@ -37,6 +38,8 @@ def rollout(spec: str, scenario: str) -> Rollout:
         StaticController(0.5),
         StaticController.from_sglang_ratio(0.9),
         PpoController(constant_policy(0.02)),
+        make_variant("helm", constant_policy(0.02)),
+        make_variant("helm-freeze", constant_policy(-0.02)),
     ],
     ids=lambda controller: controller.name,
 )

@@ -75,6 +75,22 @@ def test_a_saved_policy_reads_back_the_same(tmp_path):
         assert read.action(observation) == policy.action(observation)
 
 
+def test_ranges_of_training_come_with_the_policy(saved):
+    low, high = np.full(OBSERVATION_SIZE, -0.5), np.linspace(0.0, 1.0, OBSERVATION_SIZE)
+    plain = Policy.load(saved)
+    assert (plain.low == -1.0).all() and (plain.high == 1.0).all()
+    Policy.from_layers(plain.layers, ranges=(low, high)).save(saved)
+    read = Policy.load(saved)
+    assert (read.low == low.astype(np.float32)).all() and (read.high == high.astype(np.float32)).all()
+    assert read.digest() != plain.digest()
+
+
+def test_files_without_ranges_have_the_widest(saved):
+    rewrite(saved, low=None, high=None)
+    read = Policy.load(saved)
+    assert (read.low == -1.0).all() and (read.high == 1.0).all()
+
+
 def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
     old = saved.read_bytes()
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
@@ -161,6 +177,10 @@ def test_headers_that_are_no_json_object_are_refused(saved, text):
         {"bias_0": np.array(0.0)},
         {"header": None},
         {"matrix_0": None, "spare": np.zeros(1)},
+        {"low": None},
+        {"high": np.ones(3)},
+        {"low": np.full(OBSERVATION_SIZE, 2.0)},
+        {"high": np.full(OBSERVATION_SIZE, np.nan)},
     ],
 )
 def test_wrong_arrays_are_refused(saved, changes):
@@ -176,6 +196,7 @@ from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.controllers.registry import make_controller
 controller = make_controller("ppo:{saved}")
 controller.policy.action(np.zeros(OBSERVATION_SIZE, np.float32))
+make_controller("helm:{saved}")
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hbmgym.controllers.base import HOLD, Controller
 from hbmgym.controllers.helm.policy import Header, Policy, PolicyError
 from hbmgym.controllers.helm.ppo import PpoController
+from hbmgym.controllers.helm.variants import VARIANTS, make_variant
 from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.controllers.registry import MOVING_CONTROLLERS, is_static, make_controller
 
@@ -29,6 +30,8 @@ CONTROLLERS = [
     *(make_controller(spec) for spec in MOVING_CONTROLLERS),
     PpoController(random_policy()),
     PpoController(constant_policy(0.3, "absolute")),
+    *(make_variant(name, random_policy()) for name in VARIANTS),
+    make_variant("helm", constant_policy(0.3, "absolute")),
 ]
 
 
@@ -99,6 +102,22 @@ def test_unknown_names_list_the_known_ones(spec):
     with pytest.raises(ValueError, match="expected one of: static-<kv share>, sglang-") as error:
         make_controller(spec)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_helm_and_its_ablations_take_a_file_or_the_shipped_one(tmp_path, monkeypatch, name):
+    constant_policy(0.1).save(tmp_path / "policy.npz")
+    assert make_controller(f"{name}:{tmp_path}").name == name
+    monkeypatch.setattr("hbmgym.controllers.helm.variants.SHIPPED", tmp_path / "policy.npz")
+    assert make_controller(name).name == name
+
+
+def test_helm_without_a_shipped_policy_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("hbmgym.controllers.helm.variants.SHIPPED", tmp_path / "none.npz")
+    with pytest.raises(
+        PolicyError, match=r"^no policy comes with this version .* give helm:<run folder or policy.npz>$"
+    ):
+        make_controller("helm")
 
 
 @pytest.mark.parametrize("spec", ["static-half", "static-1.5", "static--1", "sglang--0.9", "static-nan"])
