@@ -26,16 +26,12 @@ def _marginal_rows(average: str, suffix: str) -> list[tuple[str, str, str]]:
     ]
 
 
-_MARGINAL_ROWS = (
-    *_marginal_rows("10 s", ""),
-    *_marginal_rows("100 s", "_100s"),
-    *_marginal_rows("1000 s, or since the start", "_1000s"),
-)
+_MARGINAL_ROWS = (*_marginal_rows("10 s", ""), *_marginal_rows("100 s", "_100s"))
 MARGINAL_FIELDS = tuple(name for name, _, _ in _MARGINAL_ROWS)
 """The last ones of a record."""
 
 # name, unit, meaning. "window": sum or average over the last control window; "now": at its end;
-# "10 s" / "100 s" / "1000 s": exponentially weighted average with that time constant, updated once per window.
+# "10 s" / "100 s": exponentially weighted average with that time constant, updated once per window.
 TELEMETRY_TABLE: tuple[tuple[str, str, str], ...] = (
     ("time_s", "s", "now: simulated clock"),
     ("window_s", "s", "length of the last window"),

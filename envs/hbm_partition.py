@@ -19,8 +19,6 @@ from hbmgym.envs.traces.seeds import SEED_RANGES, Part, check_seed
 from hbmgym.envs.workload import Workload, open_workloads
 from hbmgym.memory_backend.vmm import BACKENDS
 
-EDGE_SHARE = 0.1
-"""Part of the randomised initial shares at either bound."""
 RENDER_MODES = ("ansi", "rgb_array")
 _RESET_OPTIONS = ("episode_seed",)
 _FIELDS = tuple(name for name, _, _ in TELEMETRY_TABLE)
@@ -75,10 +73,10 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     no term of its own: it costs time. Nothing is added at truncation; bootstrap there.
 
     ## Starting state
-    Empty caches at the configuration's `initial_kv_share`; with `randomise_initial_share` at either bound in a tenth of
-    the episodes each, else at a share drawn uniformly between them. The episode is the workload's for a seed drawn from
-    the part's range; `reset(options={"episode_seed": n})` chooses it. Of several workloads each reset draws one. Equal
-    reset seeds and actions give identical arrays.
+    Empty caches at the configuration's `initial_kv_share`, or at a share drawn uniformly from the bounds with
+    `randomise_initial_share`. The episode is the workload's for a seed drawn from the part's range;
+    `reset(options={"episode_seed": n})` chooses it. Of several workloads each reset draws one. Equal reset seeds and
+    actions give identical arrays.
 
     ## Episode end
     Truncated at the first window end at or after the episode's horizon, so that its length does not depend on actions.
@@ -225,10 +223,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     def _initial_share(self) -> float:
         if not self._randomise_initial_share:
             return self.core.config.initial_kv_share
-        low, high = self.core.layout.share_bounds
-        # Wider than the bounds: what a split at the very edge is worth is learned only from being there.
-        beyond = EDGE_SHARE / (1.0 - 2.0 * EDGE_SHARE) * (high - low)
-        return float(np.clip(self.np_random.uniform(low - beyond, high + beyond), low, high))
+        return float(self.np_random.uniform(*self.core.layout.share_bounds))
 
     def _request_split(self, action: float) -> None:
         if not math.isfinite(action):

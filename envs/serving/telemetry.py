@@ -12,7 +12,7 @@ from hbmgym.envs.serving.state import ASIDE, HOLD, PREFILL, QUEUE, WORST_RATIO, 
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.pools import NONE, free_blocks
 
-FAST_S, SLOW_S, LONG_S = 10.0, 100.0, 1000.0
+FAST_S, SLOW_S = 10.0, 100.0
 
 # Counters of the whole episode whose growth per window becomes a rate.
 (
@@ -55,15 +55,12 @@ class Window(NamedTuple):
     """Rates averaged over about FAST_S."""
     slow: np.ndarray
     """Rates averaged over about SLOW_S."""
-    long: np.ndarray
-    """Rates averaged over about LONG_S, or over all windows while they are fewer."""
     start_s: np.ndarray
     """Shape (1,)."""
 
 
 def make_window() -> Window:
-    seen, grown, fast, slow, long = np.zeros((5, COUNTERS))
-    return Window(seen, grown, fast, slow, long, np.zeros(1))
+    return Window(np.zeros(COUNTERS), np.zeros(COUNTERS), np.zeros(COUNTERS), np.zeros(COUNTERS), np.zeros(1))
 
 
 @subkernel
@@ -105,8 +102,8 @@ def _count(state, seen, grown, waiting_cost):
 
 
 @subkernel
-def _average(rates, grown, seconds, time_constant_s, since_s):
-    weight = max(-math.expm1(-seconds / time_constant_s), seconds / since_s)
+def _average(rates, grown, seconds, time_constant_s):
+    weight = -math.expm1(-seconds / time_constant_s)
     for i in range(COUNTERS):
         rates[i] += weight * (grown[i] / seconds - rates[i])
 
@@ -198,11 +195,10 @@ def _write_rates(state, window, telemetry, seconds):
 
 @subkernel
 def _write_marginals(window, values):
-    first = len(values) - 3 * MARGINAL_COUNT
+    first = len(values) - 2 * MARGINAL_COUNT
     for i in range(MARGINAL_COUNT):
         values[first + i] = window.fast[MARGINAL + i]
         values[first + MARGINAL_COUNT + i] = window.slow[MARGINAL + i]
-        values[first + 2 * MARGINAL_COUNT + i] = window.long[MARGINAL + i]
 
 
 @kernel
@@ -219,9 +215,8 @@ def close_window(table, window, telemetry, values):
     telemetry.running = engine.decoding + engine.prefilling
     waiting_cost = _look_at_waiting(state, telemetry)
     _count(state, window.seen, window.grown, waiting_cost)
-    _average(window.fast, window.grown, seconds, FAST_S, math.inf)
-    _average(window.slow, window.grown, seconds, SLOW_S, math.inf)
-    _average(window.long, window.grown, seconds, LONG_S, max(engine.now_s, seconds))
+    _average(window.fast, window.grown, seconds, FAST_S)
+    _average(window.slow, window.grown, seconds, SLOW_S)
     _look_at_pools(state, telemetry)
     _write_rates(state, window, telemetry, seconds)
     _write_marginals(window, values)
