@@ -21,8 +21,10 @@ from hbmgym.train.domains import Domain
 from hbmgym.train.options import TrainOptions
 from hbmgym.train.runs import last_checkpoint
 
-HIDDEN = (64, 64)
-LOG_STD_INIT = -1.0
+HIDDEN = {"pi": (64, 64), "vf": (128, 128)}
+"""Of the actor, which is exported, and of the critic."""
+LOG_STD_INIT = -1.4
+"""Noise of a tenth of the largest action costs little; with more of it policies learn to put up with moves."""
 GAE_LAMBDA = 0.95
 REWARD_SCALE = 0.1
 LEAST_REWARD = -20.0
@@ -100,7 +102,7 @@ def make_model(options: TrainOptions, env: VecEnv) -> PPO:
         n_epochs=options.n_epochs,
         gamma=options.gamma,
         gae_lambda=GAE_LAMBDA,
-        policy_kwargs={"net_arch": list(HIDDEN), "log_std_init": LOG_STD_INIT},
+        policy_kwargs={"net_arch": {name: list(sizes) for name, sizes in HIDDEN.items()}, "log_std_init": LOG_STD_INIT},
         seed=options.seed,
         device="cpu",
     )
