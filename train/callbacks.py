@@ -32,6 +32,10 @@ _MEANS = {
 }
 
 
+SEEN = "seen_range"
+"""Attribute of a model, saved with it."""
+
+
 def export_policy(model: PPO, training: dict[str, object]) -> Policy:
     """The actor of a model as plain arrays."""
     actor = model.policy
@@ -39,7 +43,24 @@ def export_policy(model: PPO, training: dict[str, object]) -> Policy:
     layers = [*actor.mlp_extractor.policy_net, actor.action_net]
     linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
     arrays = [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in linear]
-    return Policy.from_layers(arrays, Header(training=training))
+    return Policy.from_layers(arrays, Header(training=training), ranges=getattr(model, SEEN, None))
+
+
+class SeenRange(BaseCallback):
+    """Remembers, with the model, the least and the largest value of every input: what a policy has been trained on."""
+
+    def _on_training_start(self) -> None:
+        if not hasattr(self.model, SEEN):
+            self._widen(self.model._last_obs)  # type: ignore[arg-type]
+
+    def _on_step(self) -> bool:
+        self._widen(self.locals["new_obs"])
+        return True
+
+    def _widen(self, observations: np.ndarray) -> None:
+        low, high = getattr(self.model, SEEN, (observations[0], observations[0]))
+        seen = np.minimum(low, observations.min(axis=0)), np.maximum(high, observations.max(axis=0))
+        setattr(self.model, SEEN, seen)
 
 
 class WindowCurves(BaseCallback):

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from hbmgym.envs.hbm_partition import HbmPartitionEnv
 from hbmgym.envs.vec import CoreVecEnv
 from hbmgym.files import write_atomically
-from hbmgym.train.callbacks import Checkpoints, Validation, WindowCurves, export_policy
+from hbmgym.train.callbacks import Checkpoints, SeenRange, Validation, WindowCurves, export_policy
 from hbmgym.train.domains import Domain
 from hbmgym.train.options import TrainOptions
 from hbmgym.train.runs import last_checkpoint
@@ -49,7 +49,7 @@ def learn(options: TrainOptions, folder: Path, training: Sequence[Domain], valid
     model.set_logger(_make_logger(folder, model.num_timesteps))
     judge = Validation(validation, folder, options.eval_freq)
     saver = Checkpoints(folder, options.save_freq)
-    callbacks: list[BaseCallback] = [WindowCurves(), judge, saver]
+    callbacks: list[BaseCallback] = [SeenRange(), WindowCurves(), judge, saver]
     if options.progress:
         callbacks.append(ProgressBarCallback())
     left = options.total_timesteps - model.num_timesteps

@@ -63,7 +63,7 @@ def test_a_smoke_run_writes_everything_that_is_promised(flags, tmp_path):
     assert config["command"][1:] == command[1:]
     assert config["options"]["total_timesteps"] == 1440
     assert return_curve(run)
-    for prefix in ("reward/", "slo/", "mem/", "control/", "rollout/", "train/", "eval/own/"):
+    for prefix in ("slo/", "mem/", "control/", "rollout/", "train/", "eval/own/"):
         assert any(tag.startswith(prefix) for tag in tags(run)), prefix
     assert list((run / "checkpoints").glob("model_*.zip"))
     assert (run / "policy.npz").read_bytes() == (run / "best" / "policy.npz").read_bytes()
