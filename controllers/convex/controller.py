@@ -167,7 +167,7 @@ def _decide(record, setting_values, cells, memory_values, work):
         slopes = work.slopes[pool]
         concave_slopes(OFFSETS, work.values, slopes)
         bend = (slopes[MIDDLE - 1] - slopes[MIDDLE]) / (0.5 * (OFFSETS[MIDDLE + 1] - OFFSETS[MIDDLE - 1]))
-        memory.curvature += bend / (budget * budget)
+        memory.curvature += max(bend, 0.0) / (budget * budget)  # rounding may bend a straight line upwards
         _cut(pool, budget, work)
         for j in range(POINTS - 1):
             slopes[j] *= settings.horizon_s / budget

@@ -124,3 +124,20 @@ def test_what_is_asked_for_can_be_realised_and_prices_are_numbers(telemetries):
 def test_bad_parameters_are_named(bad):
     with pytest.raises(ValueError, match=f"convex: .*{next(iter(bad))}"):
         ConvexParameters(**bad)
+
+
+@pytest.mark.parametrize("seed", [0, 234])
+def test_curvature_is_never_below_zero(seed):
+    """Rounding must not bend a straight line upwards: an engine refuses such a price."""
+    controller = ConvexController()
+    controller.reset(SETUP)
+    rng = np.random.default_rng(seed)
+    scaled = rng.random() < 0.5
+    for window in range(1, 30):
+        fields = {}
+        for name in ("kv_gain", "kv_cost", "ssm_gain", "ssm_cost"):
+            steps = rng.exponential(1, 4) * (rng.random(4) < 0.4) if rng.random() < 0.5 else np.zeros(4)
+            for percent, worth in zip((2, 5, 10, 20), np.cumsum(steps), strict=True):
+                fields[f"{name}_{percent}pct"] = worth * 10.0 ** rng.uniform(-12, 0) if scaled else worth
+        share = LAYOUT.share(int(rng.integers(5, 100)))
+        assert controller.act(served(share, time_s=5.0 * window, **fields)).prices["curvature"] >= 0.0
