@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from hbmgym.controllers.helm.policy import Header, Policy
 from hbmgym.controllers.helm.ppo import PpoController
-from hbmgym.envs.platforms import Platform
 from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.episode import Episode
@@ -101,10 +100,10 @@ class _Case(NamedTuple):
 
 
 def _cases(domain: Domain, of_many: bool) -> list[_Case]:
-    core, where = Core(domain.config), Platform(domain.config.model, domain.config.gpu, domain.config.hbm_gib).name
+    core = Core(domain.config)
     return [
         _Case(
-            f"{workload.name}@{where}" if of_many else workload.name,
+            f"{workload.name}@{domain.platform}" if of_many else workload.name,
             core,
             [workload.episode(domain.part, seed) for seed in domain.seeds],
             domain.references[workload.name].cost,
@@ -116,11 +115,13 @@ def _cases(domain: Domain, of_many: bool) -> list[_Case]:
 class Validation(BaseCallback):
     """Runs the policy, without noise, on validation episodes and keeps the best one as best/policy.npz.
 
-    The best one has the least mean of cost / cost of the best fixed split over all workloads.
+    The best one has the least mean of cost / cost of the best fixed split over all workloads. `facts` about the
+    training go into its file.
     """
 
-    def __init__(self, domains: Sequence[Domain], folder: Path, every: int) -> None:
+    def __init__(self, domains: Sequence[Domain], folder: Path, every: int, facts: Mapping[str, object]) -> None:
         super().__init__()
+        self._facts = facts
         self._cases = [case for domain in domains for case in _cases(domain, len(domains) > 1)]
         self._folder = folder
         self._every = every
@@ -151,7 +152,7 @@ class Validation(BaseCallback):
         cost = float(np.mean(relative))
         if cost < self.best_cost:
             self.best_cost = cost
-            policy = export_policy(self.model, {"steps": self.num_timesteps, "validation_cost": cost})
+            policy = export_policy(self.model, {**self._facts, "steps": self.num_timesteps, "validation_cost": cost})
             policy.save(self._folder / "best" / "policy.npz")
 
     def _keep_evaluation(self, costs: list[float]) -> None:

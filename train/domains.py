@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hbmgym.envs.platforms import Platform
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import make_layout, setup_hash
 from hbmgym.envs.traces.seeds import Part
@@ -33,6 +34,11 @@ class Traffic:
 
     config: ServingConfig
     workloads: tuple[Workload, ...]
+
+    @property
+    def platform(self) -> str:
+        """As model@gpu@GiB."""
+        return Platform(self.config.model, self.config.gpu, self.config.hbm_gib).name
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,8 @@ def learn(options: TrainOptions, folder: Path, training: Sequence[Domain], valid
     checkpoint = last_checkpoint(folder)
     model = make_model(options, env) if checkpoint is None else _continue(checkpoint, options, env)
     model.set_logger(_make_logger(folder, model.num_timesteps))
-    judge = Validation(validation, folder, options.eval_freq)
+    facts = _facts(options, training)
+    judge = Validation(validation, folder, options.eval_freq, facts)
     saver = Checkpoints(folder, options.save_freq)
     callbacks: list[BaseCallback] = [SeenRange(), WindowCurves(), judge, saver]
     if options.progress:
@@ -64,7 +65,7 @@ def learn(options: TrainOptions, folder: Path, training: Sequence[Domain], valid
     finally:
         env.close()
         model.logger.close()
-    _keep_policy(model, folder, options)
+    _keep_policy(model, folder, facts)
     return judge.best_cost
 
 
@@ -121,9 +122,19 @@ def _make_logger(folder: Path, steps: int) -> Logger:
     return Logger(str(folder), [make_output_format(kind, str(folder), suffix) for kind in ("csv", "tensorboard")])
 
 
-def _keep_policy(model: PPO, folder: Path, options: TrainOptions) -> None:
+def _facts(options: TrainOptions, training: Sequence[Domain]) -> dict[str, object]:
+    """What a policy's file tells about its training."""
+    return {
+        "recipe": options.recipe,
+        "seed": options.seed,
+        "platforms": [domain.platform for domain in training],
+        "workloads": sorted({workload.name for domain in training for workload in domain.workloads}),
+    }
+
+
+def _keep_policy(model: PPO, folder: Path, facts: Mapping[str, object]) -> None:
     """policy.npz is the best one on validation; last_policy.npz what training ended with."""
-    export_policy(model, {"steps": model.num_timesteps, "seed": options.seed}).save(folder / "last_policy.npz")
+    export_policy(model, {**facts, "steps": model.num_timesteps}).save(folder / "last_policy.npz")
     best = folder / "best" / "policy.npz"
     kept = best if best.is_file() else folder / "last_policy.npz"
     write_atomically(folder / "policy.npz", kept.read_bytes())

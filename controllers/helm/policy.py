@@ -15,7 +15,7 @@ from hbmgym.controllers.helm.arrays import read_arrays, write_arrays
 from hbmgym.controllers.helm.mlp import forward
 from hbmgym.controllers.observation import OBSERVATION_NAMES
 
-VERSION = 1
+VERSION = 2
 """Of the file's layout; an older or newer file is refused."""
 
 Layers = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -100,11 +100,12 @@ class Policy:
         return min(max(self.mean(observation), -1.0), 1.0)
 
     def save(self, path: str | Path) -> None:
-        """Write the file whole or not at all."""
+        """Write the file whole or not at all, with the digest of what is frozen in it."""
         arrays: dict[str, Any] = {"header": np.frombuffer(self.header.to_json().encode(), np.uint8)}
         for i, (matrix, bias) in enumerate(self.layers):
             arrays[f"matrix_{i}"], arrays[f"bias_{i}"] = matrix, bias
-        write_arrays(path, arrays | {"low": self.low, "high": self.high})
+        digest = np.frombuffer(self.digest().encode(), np.uint8)
+        write_arrays(path, arrays | {"low": self.low, "high": self.high, "digest": digest})
 
     def digest(self) -> str:
         """Tells this policy from others: of all that decides its actions."""
@@ -120,10 +121,12 @@ class Policy:
         arrays = read_arrays(path, PolicyError, "give a policy.npz or the folder of a training run")
         try:
             header = Header.from_json(arrays["header"].tobytes().decode())
-            # Files from before there were ranges have none.
-            ranges = (arrays.pop("low"), arrays.pop("high")) if "low" in arrays or "high" in arrays else None
+            ranges, digest = (arrays.pop("low"), arrays.pop("high")), arrays.pop("digest").tobytes().decode()
             layers = [(arrays[f"matrix_{i}"], arrays[f"bias_{i}"]) for i in range((len(arrays) - 1) // 2)]
-            return cls(layers, header, ranges)
+            policy = cls(layers, header, ranges)
+            if policy.digest() == digest:
+                return policy
+            what = f"its arrays are not those that were frozen (digest {policy.digest()[:12]}, not {digest[:12]})"
         except KeyError as error:
             what = f"has no array {error}"
         except (ValueError, TypeError) as error:

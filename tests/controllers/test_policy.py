@@ -85,10 +85,17 @@ def test_ranges_of_training_come_with_the_policy(saved):
     assert read.digest() != plain.digest()
 
 
-def test_files_without_ranges_have_the_widest(saved):
-    rewrite(saved, low=None, high=None)
-    read = Policy.load(saved)
-    assert (read.low == -1.0).all() and (read.high == 1.0).all()
+def test_weights_that_were_changed_after_they_were_frozen_are_refused(saved):
+    for name in ("matrix_0", "bias_1", "high"):
+        with np.load(saved) as archive:
+            changed = archive[name].copy()
+        before = changed.flat[0]
+        changed.flat[0] = np.nextafter(before, np.float32(2.0))
+        rewrite(saved, **{name: changed})
+        assert "its arrays are not those that were frozen" in refused(saved)
+        changed.flat[0] = before
+        rewrite(saved, **{name: changed})
+        Policy.load(saved)
 
 
 def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
@@ -144,7 +151,7 @@ def test_a_bare_array_is_refused(saved):
 
 def test_another_version_is_refused(saved):
     rewrite(saved, header=header_bytes(version=99))
-    assert "version is 99, expected 1" in refused(saved)
+    assert "version is 99, expected 2" in refused(saved)
 
 
 def test_other_observations_are_refused(saved):
