@@ -1,7 +1,7 @@
 """`kernel` and `subkernel`: numba's njit for code that allocates nothing, with a disk cache that sees every change.
 
 numba's own cache looks only at the file of the outermost function, so a change in a callee would go unseen. The cache
-folder is therefore named after a hash of all sources that hold kernels, intrinsics or dtypes.
+folder is therefore named after a hash of all sources that decide what kernels do (`_MARKS`).
 
 Both compile without numba's runtime: reference counts of the many arrays that kernels pass to each other cost more than
 the work itself (7 x, measured), and a kernel that would allocate fails to compile. numba's own compiler would optimise
@@ -36,7 +36,8 @@ from numba.np import linalg
 _PACKAGE = Path(__file__).resolve().parent.parent
 _KERNEL_FOLDERS = ("memory_backend", "envs", "controllers", "eval")
 _KEPT_CACHES = 8
-_MARKS = (b"kernel\n", b"@intrinsic\n", b"np.dtype(")
+# Of sources that hold kernels, intrinsics, dtypes, or dataclasses whose fields become those of a record.
+_MARKS = (b"kernel\n", b"@intrinsic\n", b"np.dtype(", b"Parameters:\n")
 
 
 def _source_hash() -> str:

@@ -3,12 +3,15 @@
 import gc
 import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
 
-from hbmgym.memory_backend.jit import kernel, subkernel
+from hbmgym.controllers.convex import controller as convex
+from hbmgym.controllers.helm import parameters as helm
+from hbmgym.memory_backend.jit import _MARKS, kernel, subkernel
 
 
 @subkernel
@@ -86,3 +89,10 @@ print("scipy.linalg" in sys.modules)
 """
     ended = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert ended.stdout == "False\n"
+
+
+@pytest.mark.parametrize("source", [convex, helm])
+def test_the_cache_notices_another_parameter(source):
+    """Kernels read parameters by their place in a record: with a stale one they would read their neighbours."""
+    text = Path(source.__file__).read_bytes()
+    assert any(mark in text for mark in _MARKS)
