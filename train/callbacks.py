@@ -143,7 +143,7 @@ class Validation(BaseCallback):
     def judge(self) -> None:
         """Evaluate now; the curves carry the current step."""
         assert isinstance(self.model, PPO)
-        controller = PpoController(export_policy(self.model, {"steps": self.num_timesteps}))
+        controller = PpoController(export_policy(self.model, {"steps": self.model.num_timesteps}))
         rollouts = [evaluate(controller, case.core, case.episodes) for case in self._cases]
         costs = [[rollout.cell["cost"] for rollout in own] for own in rollouts]
         relative = [float(np.mean(own)) / case.reference for own, case in zip(costs, self._cases, strict=True)]
@@ -152,13 +152,15 @@ class Validation(BaseCallback):
         cost = float(np.mean(relative))
         if cost < self.best_cost:
             self.best_cost = cost
-            policy = export_policy(self.model, {**self._facts, "steps": self.num_timesteps, "validation_cost": cost})
+            policy = export_policy(
+                self.model, {**self._facts, "steps": self.model.num_timesteps, "validation_cost": cost}
+            )
             policy.save(self._folder / "best" / "policy.npz")
 
     def _keep_evaluation(self, costs: list[float]) -> None:
         """Append to evaluations.npz: steps, int64 (evaluations,), and cost, float64 (evaluations, episodes)."""
         path = self._folder / "evaluations.npz"
-        steps, rows = np.array([self.num_timesteps]), np.array([costs])
+        steps, rows = np.array([self.model.num_timesteps]), np.array([costs])
         if path.is_file():
             with np.load(path) as earlier:
                 steps, rows = np.append(earlier["steps"], steps), np.concatenate([earlier["cost"], rows])
@@ -212,4 +214,4 @@ class Checkpoints(BaseCallback):
         """Save now."""
         temporary = self._folder / "checkpoints" / ".model.zip"
         self.model.save(temporary)
-        os.replace(temporary, self._folder / "checkpoints" / f"model_{self.num_timesteps}.zip")
+        os.replace(temporary, self._folder / "checkpoints" / f"model_{self.model.num_timesteps}.zip")

@@ -50,6 +50,8 @@ def learn(options: TrainOptions, folder: Path, training: Sequence[Domain], valid
     facts = _facts(options, training)
     judge = Validation(validation, folder, options.eval_freq, facts)
     saver = Checkpoints(folder, options.save_freq)
+    for callback in (judge, saver):  # they have work before learning begins, and after it has ended
+        callback.init_callback(model)
     callbacks: list[BaseCallback] = [SeenRange(), WindowCurves(), judge, saver]
     if options.progress:
         callbacks.append(ProgressBarCallback())
@@ -58,6 +60,9 @@ def learn(options: TrainOptions, folder: Path, training: Sequence[Domain], valid
         if left > 0:
             model.learn(left, callbacks, reset_num_timesteps=checkpoint is None)
             saver.save()
+            model.logger.dump(model.num_timesteps)
+        elif not (folder / "policy.npz").is_file():  # it was stopped in the last evaluation
+            judge.judge()
             model.logger.dump(model.num_timesteps)
     except KeyboardInterrupt:
         saver.save()

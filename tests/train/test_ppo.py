@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hbmgym.controllers.helm.policy import Policy
 from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.envs.vec import CoreVecEnv
-from hbmgym.train.callbacks import export_policy
+from hbmgym.train.callbacks import Validation, export_policy
 from hbmgym.train.domains import Domain
 from hbmgym.train.learn import make_env, make_model
 from hbmgym.train.options import TrainOptions
@@ -107,6 +107,21 @@ def test_an_interrupted_run_goes_on_where_it_was(flags, tmp_path):
     assert total <= steps < total + 720
     assert len(list(run.glob("progress*.csv"))) == 2
     assert Policy.load(run / "policy.npz").header.training["validation_cost"] <= kept
+
+
+@pytest.mark.parametrize(("stopped", "windows"), [((CoreVecEnv, "reset"), 0), ((Validation, "judge"), 1440)])
+def test_a_run_that_is_stopped_before_or_after_learning_goes_on(stopped, windows, flags, tmp_path, monkeypatch, capsys):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(*stopped, interrupt)
+        main(["--smoke", "--no-final", "--out", str(run), *flags])
+    assert stop.value.code == 130
+    assert f"interrupted after {windows} windows; go on with" in capsys.readouterr().err
+    main(["--resume", str(run)])
+    assert (run / "policy.npz").read_bytes() == (run / "best" / "policy.npz").read_bytes()
 
 
 def test_a_finished_run_that_is_resumed_keeps_its_policy(flags, tmp_path):
