@@ -193,8 +193,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         info = self._info(dict(zip(_FIELDS, telemetry.item(), strict=True)))
         if self._figure is not None:
             self._figure.add(telemetry)
-        truncated = self._window_end_s >= self.episode.horizon_s
-        return observe(telemetry), self._reward(info), False, truncated, info
+        return observe(telemetry), self._reward(info), False, self._ends_after(self._windows), info
 
     def render(self) -> str | np.ndarray | None:
         """The line or the figure of the current state, None without a render mode."""
@@ -206,10 +205,12 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         """Give the backend's memory back; idempotent."""
         self.core.close()
 
-    @property
-    def _window_end_s(self) -> float:
+    def _end_s(self, windows: int) -> float:
         # On the grid: the engine's clock stands at the first iteration edge behind it, which depends on actions.
-        return self._windows * self.core.config.window_s
+        return windows * self.core.config.window_s
+
+    def _ends_after(self, windows: int) -> bool:
+        return self._end_s(windows) >= self.episode.horizon_s
 
     def _episode_seed(self, options: Mapping[str, Any]) -> int:
         for option in options:
@@ -236,11 +237,12 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         """What the fixed split of the workload's reference costs in every window of this episode."""
         share, mean = self._references.get(self.workload.name, (None, 1.0))
         self._reference_mean = self._expected * mean
-        windows = math.ceil(self.episode.horizon_s / self.core.config.window_s)
-        if share is None:
-            return [self._expected] * windows
-        self.core.reset(self.episode, share, (share, share))
-        return [float(self.core.run_window().cost) for _ in range(windows)]
+        if share is not None:
+            self.core.reset(self.episode, share, (share, share))
+        costs: list[float] = []
+        while not self._ends_after(len(costs)):
+            costs.append(self._expected if share is None else float(self.core.run_window().cost))
+        return costs
 
     def _reward(self, info: dict[str, Any]) -> float:
         if info["warmup"]:
@@ -251,7 +253,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         moved_bytes = telemetry["moved_chunks"] * self.core.layout.chunk_bytes
         return {
             "time_s": telemetry["time_s"],
-            "warmup": self._window_end_s <= self.episode.warmup_s,
+            "warmup": self._end_s(self._windows) <= self.episode.warmup_s,
             "cost": telemetry["cost"],
             "kv_share_requested": telemetry["kv_share_requested"],
             "kv_share_effective": telemetry["kv_share_effective"],

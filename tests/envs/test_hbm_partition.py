@@ -117,6 +117,19 @@ def test_an_episode_is_truncated_at_the_first_window_end_past_the_horizon(env: H
     assert infos[-1]["time_s"] >= HORIZON_S
 
 
+class OddWorkload(TinyWorkload):
+    """Its horizon is 12 windows of 1.2 s; in floats 12 x 1.2 is less."""
+
+    def episode(self, part: Part, seed: int) -> Episode:
+        return super().episode(part, seed).until(14.4, WARMUP_S)
+
+
+@pytest.mark.parametrize("references", [None, {"tiny": (0.5, 1.0)}])
+def test_every_window_has_a_reference_where_floats_round(references: dict[str, tuple[float, float]] | None) -> None:
+    odd = make(workload=OddWorkload(), serving={**SERVING, "window_s": 1.2}, references=references)
+    assert len(rollout(odd, 0)[1]) == 13
+
+
 def test_info_has_the_same_json_types_at_every_step(env: HbmPartitionEnv) -> None:
     _, _, infos = rollout(env, 0)
     types = [{key: type(value) for key, value in info.items()} for info in infos]
