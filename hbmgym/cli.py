@@ -32,16 +32,27 @@ def integer(text: str) -> int:
     return int(value)
 
 
+_UNSET = object()
+
+
 def parse_options(kind: type[T], description: str, arguments: Sequence[str] | None = None) -> T:
     """An instance of the dataclass `kind` from the command line; exits with 2 and one line on a bad one."""
+    return parse_named(kind, description, arguments)[0]
+
+
+def parse_named(kind: type[T], description: str, arguments: Sequence[str] | None = None) -> tuple[T, set[str]]:
+    """As `parse_options`, and the fields that the command line names, also where it says what is the default."""
     parser = _Parser(prog=_program(), description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     hints = get_type_hints(kind)
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    for field in fields:
         _add_flag(parser, field, hints[field.name])
-    given = vars(parser.parse_args(arguments))
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    # What has a value already gets no default from argparse; flags that are repeated would append to it.
+    unset = {field.name: _UNSET for field in fields if not isinstance(field.default, tuple)}
+    given = vars(parser.parse_args(arguments, argparse.Namespace(**unset)))
+    named = {name: value for name, value in given.items() if value is not _UNSET and value is not None}
     try:
-        return kind(**{name: value for name, value in values.items() if value is not None})
+        return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in named.items()}), set(named)
     except ValueError as error:
         return fail(str(error))
 

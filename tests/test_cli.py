@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from hbmgym.cli import fail, integer, option, parse_options, user_errors, words
+from hbmgym.cli import fail, integer, option, parse_named, parse_options, user_errors, words
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,13 @@ def test_without_flags_the_defaults_hold():
 def test_every_field_has_a_flag():
     given = parse("--total-steps", "2e5", "--rate", "2", "--name", "b", "--trace", "x", "--trace", "y", "--no-progress")
     assert given == Options(200_000, 2.0, "b", ("x", "y"), False)
+
+
+def test_what_is_named_is_known_also_where_it_is_the_default():
+    given, named = parse_named(Options, "", ["--total-steps", "5", "--progress", "--trace", "x"])
+    assert given == Options(trace=("x",))
+    assert named == {"total_steps", "progress", "trace"}
+    assert parse_named(Options, "", []) == (Options(), set())
 
 
 def test_words_without_a_flag_can_be_asked_for():

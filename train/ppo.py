@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from hbmgym.cli import fail, parse_options, user_errors
+    from hbmgym.cli import fail, parse_named, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -36,9 +36,9 @@ REFERENCE_SEEDS = 3
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, train, compare, replay on real memory, write summary.json."""
-    given = parse_options(TrainOptions, __doc__ or "", arguments)
+    given, named = parse_named(TrainOptions, __doc__ or "", arguments)
     with user_errors(VmmRefused):
-        options = _settle(given)
+        options = _settle(given, named)
         if options.out and not given.resume:
             check_folder(Path(options.out))  # before scenarios are calibrated
         training, validation = _prepare(options)
@@ -63,33 +63,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"{refusal}; go on with: python train/ppo.py --resume {folder}")
 
 
-def _settle(given: TrainOptions) -> TrainOptions:
+def _settle(given: TrainOptions, named: set[str]) -> TrainOptions:
     """The options that hold: a resumed run keeps its own, a smoke run is small, bars need a terminal."""
-    if given.resume and (others := _changed(given) - {"resume", "progress"}):
-        flags = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
-        raise ValueError(f"--resume goes on with the run's own options: leave {flags} out, or start a new run")
+    if given.resume and (others := named - {"resume", "progress"}):
+        raise ValueError(f"--resume goes on with the run's own options: leave {_flags(others)} out, or start a new run")
     options = read_options(Path(given.resume)) if given.resume else given
     if options.recipe and not given.resume:
-        options = _by_recipe(options)
+        options = _by_recipe(options, named)
     if options.smoke:
         options = dataclasses.replace(options, **SMOKE)  # type: ignore[arg-type]
     return dataclasses.replace(options, progress=given.progress and sys.stderr.isatty())
 
 
-def _by_recipe(options: TrainOptions) -> TrainOptions:
+def _by_recipe(options: TrainOptions, named: set[str]) -> TrainOptions:
     """With the recipe's settings, where no flag says otherwise; platform and traffic are the recipe's alone."""
-    serving = {field.name for field in dataclasses.fields(ServingOptions)}
-    changed = _changed(options)
-    if others := changed & (serving | {"backend"}):
-        flags = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
-        raise ValueError(f"--recipe {options.recipe} has platforms and traffic of its own: leave {flags} out")
-    settings = {name: value for name, value in RECIPES[options.recipe].settings if name not in changed}
-    return dataclasses.replace(options, **settings)  # type: ignore[arg-type]
+    recipe, serving = RECIPES[options.recipe], {field.name for field in dataclasses.fields(ServingOptions)}
+    if others := named & (serving | {"backend"}):
+        raise ValueError(f"--recipe {options.recipe} has platforms and traffic of its own: leave {_flags(others)} out")
+    if options.smoke:
+        raise ValueError(f"--recipe {options.recipe} has no small run: leave --smoke out, or give one platform")
+    settings = {name: value for name, value in recipe.settings if name not in named}
+    options = dataclasses.replace(options, **settings)  # type: ignore[arg-type]
+    if options.n_envs < len(recipe.training):
+        raise ValueError(
+            f"--n-envs is {options.n_envs}, but --recipe {options.recipe} trains on {len(recipe.training)} platforms: "
+            "give as many or more"
+        )
+    return options
 
 
-def _changed(given: TrainOptions) -> set[str]:
-    """Fields that differ from their defaults."""
-    return {field.name for field in dataclasses.fields(given) if getattr(given, field.name) != field.default}
+def _flags(names: set[str]) -> str:
+    return ", ".join(sorted(f"--{name.replace('_', '-')}" for name in names))
 
 
 def _prepare(options: TrainOptions) -> tuple[list[Traffic], list[Traffic]]:

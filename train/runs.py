@@ -26,6 +26,8 @@ def new_run(options: TrainOptions) -> Path:
 
 
 def _traffic(options: TrainOptions) -> list[str]:
+    if options.recipe:
+        return [options.recipe]
     return [*options.scenario, *(Path(trace).name.split(".")[0] for trace in options.trace)] or [DEFAULT_SCENARIO]
 
 

@@ -12,11 +12,13 @@ from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.vec import CoreVecEnv
 from hbmgym.eval.rollout import evaluate
+from hbmgym.train import ppo
 from hbmgym.train.domains import Domain, Reference, Traffic, find_references
 from hbmgym.train.learn import LEAST_REWARD, REWARD_SCALE, ScaledRewards, make_env
 from hbmgym.train.options import TrainOptions
 from hbmgym.train.ppo import main
 from hbmgym.train.recipes import RECIPES, open_traffic, served
+from hbmgym.train.runs import new_run
 
 from ..eval.traffic import CHAT, HBM_GIB, MODEL
 
@@ -85,9 +87,39 @@ def test_the_recipe_keeps_a_shape_and_a_budget_for_validation():
     assert not any("jamba" in name for name in (*recipe.training, *recipe.validation))
 
 
-@pytest.mark.parametrize("flags", [["--scenario", "mix-shift"], ["--hbm-gib", "8"], ["--backend", "host"]])
+@pytest.mark.parametrize("flags", [["--scenario", "mix-shift"], ["--hbm-gib", "8"], ["--backend", "accounting"]])
 def test_a_recipe_has_traffic_of_its_own(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--recipe", "release", *flags])
     assert stop.value.code == 2
     assert f"--recipe release has platforms and traffic of its own: leave {flags[0]} out" in capsys.readouterr().err
+
+
+def test_flags_go_before_a_recipe_also_where_they_say_the_default(monkeypatch, tmp_path):
+    seen = []
+
+    def prepare(options: TrainOptions):
+        seen.append(options)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(ppo, "_prepare", prepare)
+    monkeypatch.chdir(tmp_path)
+    settings = dict(RECIPES["release"].settings)
+    default = TrainOptions().total_timesteps
+    assert settings["total_timesteps"] != default
+    for flags in ([], ["--total-timesteps", str(default)]):
+        with pytest.raises(SystemExit):
+            main(["--recipe", "release", *flags])
+    assert [options.total_timesteps for options in seen] == [settings["total_timesteps"], default]
+    assert {options.n_envs for options in seen} == {settings["n_envs"]}
+    assert new_run(seen[0]).name == "ppo-release-1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [(["--smoke"], "has no small run"), (["--n-envs", "8"], "--n-envs is 8, but --recipe release")]
+)
+def test_a_recipe_trains_on_all_its_platforms(flags, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--recipe", "release", *flags])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
