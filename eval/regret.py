@@ -156,6 +156,7 @@ def _is_sane(row: dict[str, Any]) -> bool:
 
 
 def _case(row: dict[str, Any]) -> SaneCase:
+    find_platform(row["platform"])  # refuses what it does not know
     rooms = [row["room"][figure][0] or 0.0 for figure in ("cost", "ttft_p99_s")]
     return SaneCase(row["case"], row["platform"], row["rho"], row["best_static_share"], *rooms)
 
@@ -173,7 +174,7 @@ def measure(
             tasks = [
                 Task(name, place, seed)
                 for place, case in enumerate(own)
-                for name in (case.best_static, *names)
+                for name in dict.fromkeys((case.best_static, *names))
                 for seed in seeds
             ]
             rollouts = runner.run(tasks, platform)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from hbmgym.envs.platforms import find_platform
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.seeds import seeds_for
-from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import Workload, open_workloads
 from hbmgym.eval.opportunities.verdict import TURNED_AWAY
 from hbmgym.train.domains import Domain, Traffic
@@ -76,10 +75,7 @@ def open_traffic(platforms: Sequence[str], scenarios: Sequence[str]) -> list[Tra
 
 
 def _enough(workload: Workload) -> Workload:
-    try:
-        rows = min(len(workload.episode("train", seed).rows) for seed in seeds_for("train", _TRIED_EPISODES))
-    except TraceError:
-        rows = 0
+    rows = min(len(workload.episode("train", seed).rows) for seed in seeds_for("train", _TRIED_EPISODES))
     if rows < LEAST_REQUESTS:
         raise ValueError(f"{rows} requests in an episode, fewer than {LEAST_REQUESTS}")
     return workload

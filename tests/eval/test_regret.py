@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hbmgym.eval.regret import Regret, SaneCase, main, sane_cases, summary
+from hbmgym.eval.regret import Regret, SaneCase, main, measure, sane_cases, summary
 
 MAP = Path(__file__).parents[2] / "results" / "opportunity.json"
 CASE = SaneCase("steady-chat", "qwen3-next-80b-a3b@h200", 0.5, 0.25, 0.1, 0.2)
@@ -47,6 +47,13 @@ def test_the_summary_tells_the_worst_case():
     assert totals["gap_closed_median"] == pytest.approx(-0.2)
 
 
+def test_the_best_static_may_be_asked_for():
+    case = sane_cases(MAP, [CASE.platform], ["idle"])[0]
+    measured = measure([case], [case.best_static, "sglang-0.9"], [10_000, 10_001], 1, False)[0]
+    assert {name: len(cells) for name, cells in measured.cells.items()} == {case.best_static: 2, "sglang-0.9": 2}
+    assert measured.relative(case.best_static)[0] == 0.0
+
+
 def test_the_command_prints_and_keeps_the_table(tmp_path, capsys):
     asked = ["--platform", CASE.platform, "--scenario", "idle", "--seeds", "2", "--jobs", "1"]
     main([*asked, "--map", str(MAP), "--controllers", "sglang-0.9", "--out", str(tmp_path / "out")])
@@ -61,6 +68,7 @@ def test_the_command_prints_and_keeps_the_table(tmp_path, capsys):
     [
         (None, "No such file or directory; run eval/opportunity.py"),
         ("[{}]", "is no map of eval/opportunity.py"),
+        pytest.param(MAP.read_text(encoding="utf-8").replace("@h200", "@h2"), "platform 'qwen3", id="unknown platform"),
         ("[]", "no sane case of the map is left"),
     ],
 )
