@@ -63,10 +63,11 @@ def find_references(
     domains = []
     for own in traffic:
         key = f"{part} {min(seeds)}+{len(seeds)} {setup_hash(own.config)}"
-        if key not in known:
+        names = [workload.name for workload in own.workloads]
+        if not set(names) <= set(known.get(key, ())):
             known[key] = _run_splits(own, part, seeds, jobs, progress)
             write_json(file, known)
-        references = {name: Reference(*known[key][name]) for name in known[key]}
+        references = {name: Reference(*known[key][name]) for name in names}
         domains.append(Domain(own.config, own.workloads, part, tuple(seeds), references))
     return domains
 

@@ -20,7 +20,7 @@ from hbmgym.train.ppo import main
 from hbmgym.train.recipes import RECIPES, open_traffic, served
 from hbmgym.train.runs import new_run
 
-from ..eval.traffic import CHAT, HBM_GIB, MODEL
+from ..eval.traffic import CHAT, HBM_GIB, MIX, MODEL
 
 CONFIG = ServingConfig(model=MODEL, hbm_gib=HBM_GIB)
 
@@ -51,6 +51,17 @@ def test_references_that_are_known_are_not_sought_again(domain, tmp_path):
     assert again[0].references[CHAT.name].cost == 0.125
     other_seeds = find_references([Traffic(CONFIG, (CHAT,))], "train", [2], file, 1, False)
     assert other_seeds[0].references[CHAT.name].cost != 0.125
+
+
+def test_references_are_those_of_the_workloads_that_are_there_now(tmp_path):
+    """A recipe may have gained or lost scenarios since the run was interrupted."""
+    file = tmp_path / "references.json"
+    find_references([Traffic(CONFIG, (CHAT, MIX))], "train", [0], file, 1, False)
+    marked = file.read_text()
+    assert set(find_references([Traffic(CONFIG, (CHAT,))], "train", [0], file, 1, False)[0].references) == {CHAT.name}
+    assert file.read_text() == marked
+    file.write_text(marked.replace(CHAT.name, "gone"))
+    assert set(find_references([Traffic(CONFIG, (CHAT,))], "train", [0], file, 1, False)[0].references) == {CHAT.name}
 
 
 def test_rewards_are_scaled_for_learning_only(domain):
