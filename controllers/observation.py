@@ -206,13 +206,8 @@ def observe_record(values, observation):
     _see_marginals(values, observation)
 
 
-def observe_into(telemetry: np.record, observation: np.ndarray) -> None:
-    """`observe`, written into a C-contiguous float32[OBSERVATION_SIZE]."""
-    observe_record(np.frombuffer(telemetry, np.float64), observation)
-
-
 def observe(telemetry: np.record) -> np.ndarray:
     """One TELEMETRY record (no negative entries) as float32[OBSERVATION_SIZE], by OBSERVATION_TABLE."""
     observation = np.empty(OBSERVATION_SIZE, np.float32)
-    observe_into(telemetry, observation)
+    observe_record(np.frombuffer(telemetry, np.float64), observation)
     return observation

@@ -6,7 +6,8 @@ from hbmgym.controllers.helm.policy import Policy
 
 
 class PpoController(HelmController):
-    """Sees and moves exactly as the policy did in training: the base of HelmController alone."""
+    """Sees and moves as the policy did in training, inputs clipped to what it saw there: the base of HelmController
+    alone."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy, HelmParameters(most_residual=0.0, bursts=False), "ppo")
