@@ -29,9 +29,10 @@ VERSION = 1
 
 _PARAMETERS = tuple(field.name for field in dataclasses.fields(HelmParameters))
 # kv_share per second that may change in recovery; base's action of the last decision; inputs that lay outside the range
-# of training in it, and in how many decisions that was too many; whether a record has been seen.
+# of training in it, and in how many decisions that was too many; how it began (_NEW, _RUNNING, _RESTORED).
 _OWN = ("refill_per_s", "base", "outside", "unfamiliar", "started")
 _NAMES = (*_PARAMETERS, *RULE_FIELDS, *RESIDUAL_FIELDS, *BURST_FIELDS, *_OWN)
+_NEW, _RUNNING, _RESTORED = 0.0, 1.0, 2.0
 _STATE = np.dtype((np.record, [(name, "f8") for name in _NAMES]))
 # Those that say under what a state was learned.
 _GIVEN = (*_PARAMETERS, "low", "high", "hold", "max_step", "absolute", "refill_per_s")
@@ -69,10 +70,10 @@ def _base_action(observation, weights, sizes, scratch, s):
 def _decide(record, state, observation, low, high, weights, sizes, scratch):
     """The kv_share to ask for after one Telemetry record, or nan; `state` is learned on the way."""
     t, s = record.view(_TELEMETRY)[0], state.view(_STATE)[0]
-    if s.started == 0.0:
-        # Setup does not tell the split at start.
+    if s.started == _NEW or (s.started == _RESTORED and abs(t.kv_share_requested - s.asked) >= s.hold):
+        # Setup does not tell the split at start, and an engine may restart at another one than it was left at.
         s.wanted = s.asked = t.kv_share_requested
-        s.started = 1.0
+    s.started = _RUNNING
     observe_record(record, observation)
     _clip_to_range(observation, low, high, s)
     s.base = action = _base_action(observation, weights, sizes, scratch, s)
@@ -166,6 +167,8 @@ class HelmController:
         if odd := [name for name in _GIVEN if theirs[name] != own[name]]:
             raise StateError(f"{path}: {odd[0]} is {theirs[odd[0]]:g} there and {own[odd[0]]:g} here; start without it")
         self._state[:] = state
+        if own["started"] == _RUNNING:
+            own["started"] = _RESTORED
 
 
 def _refill_per_s(part: float, setup: Setup) -> float:

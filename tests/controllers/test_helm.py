@@ -162,9 +162,21 @@ def test_a_restored_controller_goes_on_as_if_nothing_had_happened(tmp_path, kind
     whole.save(tmp_path / "new" / "state.npz")
     second.reset(SETUP)
     second.restore(tmp_path / "new" / "state.npz")
+    records[203].kv_share_requested = whole.value("asked")
     for telemetry in records[203:]:
         assert whole.act(telemetry) == second.act(telemetry)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["state.npz"]
+
+
+def test_a_restored_controller_begins_at_the_split_that_it_finds(tmp_path):
+    first, second = (HelmController(constant_policy(0.0)) for _ in range(2))
+    for controller in (first, second):
+        controller.reset(SETUP)
+    first.act(served(LAYOUT.share(20)))
+    first.save(tmp_path / "state.npz")
+    second.restore(tmp_path / "state.npz")
+    second.act(served(LAYOUT.share(70)))
+    assert second.value("wanted") == second.value("asked") == LAYOUT.share(70)
 
 
 @pytest.fixture
