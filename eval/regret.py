@@ -35,7 +35,7 @@ from hbmgym.eval.opportunities.verdict import TURNED_AWAY
 from hbmgym.eval.rollout import Cell
 from hbmgym.eval.table import UNBOUNDED_WIDTH
 
-MAP = "results/opportunity.json"
+MAP = str(Path(__file__).resolve().parent.parent / "results" / "opportunity.json")
 FAR = 0.1
 """A regret that is called far from the best static."""
 COST_ROOM = 0.02
@@ -198,8 +198,11 @@ def as_json(regrets: Sequence[Regret], names: Sequence[str]) -> dict[str, Any]:
                 "best_static_share": regret.case.best_share,
                 "best_static_cost": float(np.mean(regret.column(regret.case.best_static, "cost"))),
                 "cost_room": regret.case.cost_room,
+                "p99_room": regret.case.p99_room,
                 "regret": {name: regret.relative(name) for name in names},
+                "worst_seed": {name: regret.worst_seed(name, "cost") for name in names},
                 "p99": {name: regret.relative(name, "ttft_p99_s") for name in names},
+                "p99_worst_seed": {name: regret.worst_seed(name, "ttft_p99_s") for name in names},
                 "gib_migrated": {name: _gib(regret, name) for name in names},
             }
             for regret in regrets

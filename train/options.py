@@ -33,7 +33,9 @@ class TrainOptions(ServingOptions):
     jobs: int = option(2, "processes of the table at the end, and of --seeds")
     out: str = option("", "run folder; by default the next free one under runs/")
     resume: str = option("", "run folder to continue; its own options apply", metavar="RUN")
-    final: bool = option(True, "compare at the end, and replay one episode with real remapping")
+    final: bool = option(
+        True, "compare at the end, and replay one episode with real remapping; a recipe: eval/regret.py"
+    )
     progress: bool = option(True, "show progress bars")
     smoke: bool = option(False, "two small updates, to see that everything works")
 

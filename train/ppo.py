@@ -35,7 +35,7 @@ REFERENCE_SEEDS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, train, compare, replay on real memory, write summary.json."""
+    """Parse, train, compare (a recipe: judge on every sane case) and replay on real memory, write summary.json."""
     given, named = parse_named(TrainOptions, __doc__ or "", arguments)
     with user_errors(VmmRefused):
         options = _settle(given, named)

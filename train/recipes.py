@@ -70,6 +70,8 @@ def open_traffic(platforms: Sequence[str], scenarios: Sequence[str]) -> list[Tra
                 workloads.append(_enough(open_workloads(config, scenarios=[scenario])[0]))
             except ValueError as reason:
                 print(f"{scenario} on {name} is left out: {reason}", file=sys.stderr)
+        if not workloads:
+            raise ValueError(f"platform {name}: no scenario of the recipe is left for it")
         traffic.append(Traffic(config, tuple(workloads)))
     return traffic
 
