@@ -17,7 +17,7 @@ from hbmgym.memory_backend.split import Layout
 
 STATIC_GRID = "static-grid"
 GRID_STEP = 0.025
-DEFAULT_CONTROLLERS = f"{STATIC_GRID},sglang-0.9,threshold,demand,gradient,convex"
+DEFAULT_CONTROLLERS = f"{STATIC_GRID},sglang-0.9,threshold,demand,gradient,convex,helm"
 RHO_SHARES = 9
 ORACLE_CHOICES = 14
 

@@ -46,7 +46,7 @@ COST_ROOM = 0.02
 class RegretOptions:
     """Who is judged, and where."""
 
-    controllers: str = option("sglang-0.9,demand,gradient,convex", "comma-separated, as compare.py names them")
+    controllers: str = option("sglang-0.9,demand,gradient,convex,helm", "comma-separated, as compare.py names them")
     seeds: int = option(10, "validation episodes per case")
     platform: tuple[str, ...] = option((), "of the map, repeatable (default: all)")
     scenario: tuple[str, ...] = option((), "of the map, repeatable (default: all)")
@@ -125,7 +125,7 @@ def _names(options: RegretOptions) -> list[str]:
         raise ValueError(f"--seeds {options.seeds} and --jobs {options.jobs} must be at least 1")
     names = [name.strip() for name in options.controllers.split(",") if name.strip()]
     if not names:
-        raise ValueError("--controllers is empty: give names, for example gradient,convex")
+        raise ValueError("--controllers is empty: give names, for example helm,gradient")
     for name in names:
         make_controller(name)
     return list(dict.fromkeys(names))

@@ -41,7 +41,7 @@ CURVES = {
 def compare_policy(
     options: TrainOptions, folder: Path, config: ServingConfig, workloads: Sequence[Workload]
 ) -> Comparison:
-    """The table of the run's policy against the statics, sglang-0.9, threshold and demand; cells go to the folder."""
+    """The table of the run's policy against DEFAULT_CONTROLLERS; cells go to the folder."""
     bench = Bench(config, tuple(workloads), "validation")
     names = controller_names(f"{DEFAULT_CONTROLLERS},ppo:{folder / 'policy.npz'}", make_layout(config))
     seeds = seeds_for("validation", options.table_episodes)
@@ -60,7 +60,7 @@ def _draw_references(folder: Path, comparison: Comparison, steps: int) -> None:
                 if name in result.controllers:
                     gap = result.mean("ppo", "cost") / result.mean(name, "cost") - 1.0
                     writer.add_scalar(f"eval/{result.name}/{tag}", gap, steps)
-        references = (result.best_static, "sglang-0.9", "threshold", "demand", "gradient", "convex", ORACLE)
+        references = (result.best_static, "sglang-0.9", "threshold", "demand", "gradient", "convex", "helm", ORACLE)
         for name in (name for name in result.controllers if name in references):
             with SummaryWriter(str(folder / "references" / f"{result.name}-{name}")) as writer:
                 for (tag, key), step in itertools.product(CURVES.items(), (0, steps)):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from hbmgym.controllers.base import HOLD, Controller
 from hbmgym.controllers.helm.policy import Header, Policy, PolicyError
 from hbmgym.controllers.helm.ppo import PpoController
-from hbmgym.controllers.helm.variants import VARIANTS, make_variant
+from hbmgym.controllers.helm.variants import SHIPPED, VARIANTS, make_variant, shipped_policy
 from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.controllers.registry import MOVING_CONTROLLERS, is_static, make_controller
 
@@ -112,12 +114,13 @@ def test_helm_and_its_ablations_take_a_file_or_the_shipped_one(tmp_path, monkeyp
     assert make_controller(name).name == name
 
 
-def test_helm_without_a_shipped_policy_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("hbmgym.controllers.helm.variants.SHIPPED", tmp_path / "none.npz")
-    with pytest.raises(
-        PolicyError, match=r"^no policy comes with this version .* give helm:<run folder or policy.npz>$"
-    ):
-        make_controller("helm")
+def test_the_shipped_policy_is_the_one_that_the_page_describes():
+    policy = shipped_policy()
+    page = (Path(__file__).parents[2] / "docs" / "helm.md").read_text(encoding="utf-8")
+    assert policy.digest() in page
+    assert f"{policy.header.training['validation_cost']:.4f}" in page
+    assert SHIPPED.stat().st_size <= 2**20
+    assert (policy.low < policy.high).sum() > 60
 
 
 @pytest.mark.parametrize("spec", ["static-half", "static-1.5", "static--1", "sglang--0.9", "static-nan"])

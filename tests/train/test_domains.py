@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import VecMonitor
 
+from hbmgym.controllers.helm.variants import shipped_policy
 from hbmgym.controllers.static import StaticController
 from hbmgym.envs.platforms import Platform
 from hbmgym.envs.serving.config import ServingConfig
@@ -95,6 +96,7 @@ def test_the_recipe_keeps_a_shape_and_a_budget_for_validation():
     seen = {Platform(*name.split("@")[:2]).model for name in recipe.training}
     assert {name.split("@")[0] for name in recipe.validation} - seen == {"falcon-h1-34b"}
     assert set(recipe.validation) & set(recipe.training) == {"qwen3-next-80b-a3b@h200"}
+    assert tuple(shipped_policy().header.training["platforms"]) == recipe.training
     assert not any("jamba" in name for name in (*recipe.training, *recipe.validation))
 
 
