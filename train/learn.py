@@ -42,13 +42,13 @@ def learn(options: TrainOptions, folder: Path, training: Sequence[Domain], valid
     Continues from the run's last checkpoint if it has one. Raises Interrupted after Ctrl-C, with a checkpoint saved.
     """
     torch.set_num_threads(1)
+    facts = _facts(options, training)
+    judge = Validation(validation, folder, options.eval_freq, facts)
     domains = itertools.islice(itertools.cycle(training), options.n_envs)
     env = ScaledRewards(VecMonitor(CoreVecEnv([make_env(options, domain) for domain in domains])))
     checkpoint = last_checkpoint(folder)
     model = make_model(options, env) if checkpoint is None else _continue(checkpoint, options, env)
     model.set_logger(_make_logger(folder, model.num_timesteps))
-    facts = _facts(options, training)
-    judge = Validation(validation, folder, options.eval_freq, facts)
     saver = Checkpoints(folder, options.save_freq)
     for callback in (judge, saver):  # they have work before learning begins, and after it has ended
         callback.init_callback(model)

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 
+from hbmgym.controllers.helm.policy import PolicyError
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import SEED_RANGES, seeds_for
 from hbmgym.eval.cells import check_folder, write_json
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         what = str(interruption) or "interrupted"
         print(f"{what}; go on with: python train/ppo.py --resume {folder}", file=sys.stderr)
         raise SystemExit(130) from None
+    except PolicyError as error:
+        fail(f"{error}, or start a new run")
     except VmmRefused as refusal:
         fail(f"{refusal}; go on with: python train/ppo.py --resume {folder}")
 

@@ -124,12 +124,17 @@ def test_a_run_that_is_stopped_before_or_after_learning_goes_on(stopped, windows
     assert (run / "policy.npz").read_bytes() == (run / "best" / "policy.npz").read_bytes()
 
 
-def test_a_finished_run_that_is_resumed_keeps_its_policy(flags, tmp_path):
+def test_a_finished_run_that_is_resumed_keeps_its_policy(flags, tmp_path, capsys):
     run = tmp_path / "run"
     main(["--smoke", "--no-final", "--out", str(run), *flags])
     before = (run / "policy.npz").read_bytes()
     main(["--resume", str(run)])
     assert (run / "policy.npz").read_bytes() == before
+    (run / "best" / "policy.npz").write_bytes(before[:100])
+    with pytest.raises(SystemExit) as stop:
+        main(["--resume", str(run)])
+    assert stop.value.code == 2
+    assert "is damaged or no archive of plain arrays" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_exported_policy_answers_as_torch_does():
