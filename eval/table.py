@@ -11,7 +11,7 @@ from hbmgym.envs.serving.state import ACTION_NAMES
 from hbmgym.eval.comparison import Comparison, WorkloadResult
 from hbmgym.eval.intervals import mean_interval, relative_difference
 
-UNBOUNDED_WIDTH = 160
+UNBOUNDED_WIDTH = 200
 SHOWN_STATICS = 5
 """So many statics around the best are printed; all are in cells.csv."""
 

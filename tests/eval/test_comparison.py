@@ -106,6 +106,11 @@ def test_the_oracle_is_never_worse_than_its_start_and_only_where_there_are_phase
     printed = capsys.readouterr().out
     assert "room (per-phase best under best static)" in printed
     assert f"{mix.best_static} (best static)" in printed
+    for cell in mix.cells:
+        wide = {"rejected": 12_345, "preemptions": 12_345, "moves_per_hour": 720.0, "gib_migrated_per_hour": 12_345.6}
+        cell.update(wide, concurrency_cap_mean=1234.5, concurrency_cap_min=1234, hit_rate=0.123)
+    print_comparison(found)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in capsys.readouterr().out, "a column is cut off"
 
 
 def test_a_recorded_trace_with_the_name_of_a_scenario_has_no_oracle(tmp_path):
