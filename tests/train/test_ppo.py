@@ -89,7 +89,11 @@ def test_an_interrupted_run_goes_on_where_it_was(flags, tmp_path):
     run, total = tmp_path / "run", 8000
     small = ["--n-envs", "2", "--n-steps", "360", "--eval-episodes", "1", "--eval-freq", "720", "--no-final"]
     command = [sys.executable, str(SCRIPT), "--out", str(run), "--total-timesteps", str(total), *small, *flags]
+    heard = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background would pass on its deafness
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, heard)
     while not (run / "best" / "policy.npz").is_file():
         assert process.poll() is None
         time.sleep(0.05)
