@@ -24,7 +24,7 @@ from hbmgym.train.runs import last_checkpoint
 HIDDEN = {"pi": (64, 64), "vf": (128, 128)}
 """Of the actor, which is exported, and of the critic."""
 LOG_STD_INIT = -1.4
-"""Noise of a tenth of the largest action costs little; with more of it policies learn to put up with moves."""
+"""Noise of a quarter of the largest action, which is a fortieth of kv_share per window."""
 GAE_LAMBDA = 0.95
 REWARD_SCALE = 0.1
 LEAST_REWARD = -20.0

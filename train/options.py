@@ -6,6 +6,7 @@ from hbmgym.cli import option
 from hbmgym.envs.traces.seeds import SEED_RANGES
 from hbmgym.eval.options import ServingOptions
 from hbmgym.memory_backend.vmm import BACKENDS
+from hbmgym.train.recipes import RECIPES
 
 SMOKE = {"total_timesteps": 1440, "n_envs": 2, "n_steps": 360, "eval_episodes": 1, "table_episodes": 2}
 """Two updates that hold whole episodes, so that even a smoke run has a return curve."""
@@ -15,7 +16,7 @@ SMOKE = {"total_timesteps": 1440, "n_envs": 2, "n_steps": 360, "eval_episodes": 
 class TrainOptions(ServingOptions):
     """What is learned, for how long, and where it goes."""
 
-    recipe: str = option("", "train on many platforms and scenarios: release", choices=("", "release"))
+    recipe: str = option("", f"train on many platforms and scenarios: {', '.join(RECIPES)}", choices=("", *RECIPES))
     total_timesteps: int = option(250_000, "windows of all environments together, also 2e5")
     n_envs: int = option(16, "environments stepped side by side")
     n_steps: int = option(180, "windows per environment between two updates")
