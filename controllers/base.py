@@ -32,8 +32,8 @@ MARGINAL_FIELDS = tuple(name for name, _, _ in _MARGINAL_ROWS)
 
 # name, unit, meaning. "window": sum or average over the last control window; "now": at its end;
 # "10 s" / "100 s": exponentially weighted average with that time constant, updated once per window.
-# One thing is early: a request that is held because what it needs still runs counts as arrived, and as waiting, from
-# the time of its trace on, although an engine would not have received it yet.
+# A request that is held because what it needs still runs has not been received: until then nothing here knows of it.
+# Its age counts from the time of its trace, as for whoever waits for the answer.
 TELEMETRY_TABLE: tuple[tuple[str, str, str], ...] = (
     ("time_s", "s", "now: simulated clock"),
     ("window_s", "s", "length of the last window"),

@@ -59,21 +59,25 @@ def _pass_fixed(state):
 
 @subkernel
 def _arrive(state, row):
-    engine = state.engine
-    trace = state.rows[row]
     request = state.requests[row]
-    engine.arrived += 1
-    engine.arrived_tokens += trace.input_tokens
-    request.goal = trace.input_tokens
+    request.goal = state.rows[row].input_tokens
     request.waits_since_s = request.arrival_s
-    if _most_pages(state, row) > engine.max_pages:
+    if _most_pages(state, row) > state.engine.max_pages:
+        _receive(state, row)
         reject(state, row, DOES_NOT_FIT, request.arrival_s)
     elif request.unmet > 0:
         request.status = HELD
-        engine.held += 1
+        state.engine.held += 1
         push_last(state, HOLD, row)
     else:
         enqueue_last(state, row)
+
+
+@subkernel
+def _receive(state, row):
+    """Count a request as one that the engine has: a held one has not been sent yet."""
+    state.engine.received += 1
+    state.engine.received_tokens += state.rows[row].input_tokens
 
 
 @subkernel
@@ -86,6 +90,7 @@ def _most_pages(state, row):
 @subkernel
 def enqueue_last(state, row):
     """Join the queue at its end."""
+    _receive(state, row)
     state.requests[row].status = WAITING
     # A longer queue makes it dearer to defer its head.
     if state.engine.waiting == 0 or state.engine.on_shortage == PRICED:

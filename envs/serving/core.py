@@ -358,8 +358,8 @@ class Core:
     def _check_requests(self) -> None:
         engine, requests = self.counters, self.requests
         count = np.bincount(requests["status"], minlength=REJECTED + 1)
-        arrived = len(requests) - count[0]
-        assert engine.arrived == arrived == count[1:].sum(), "arrived != held + waiting + running + finished + rejected"
+        received = count[WAITING:].sum()
+        assert engine.received == received, "received != waiting + running + finished + rejected"
         waiting = engine.waiting + engine.aside
         assert (engine.held, waiting) == (count[HELD], count[WAITING]), "waiting requests are miscounted"
         released = (requests["status"] == FUTURE) & (requests["unmet"] == 0) & (self.episode.rows["needs"] > 0)

@@ -116,8 +116,8 @@ ENGINE = np.dtype(
         ("busy_s", "f8"),
         ("blocked_kv_s", "f8"),
         ("blocked_ssm_s", "f8"),
-        ("arrived", "i8"),
-        ("arrived_tokens", "i8"),
+        ("received", "i8"),  # arrived and not held
+        ("received_tokens", "i8"),
         ("admitted_tokens", "i8"),  # prompt tokens at first admission
         ("reused_tokens", "i8"),
         ("kv_loss_tokens", "i8"),

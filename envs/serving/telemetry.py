@@ -1,4 +1,4 @@
-"""The Telemetry record at the end of a window; what is early in it, TELEMETRY_TABLE says."""
+"""The Telemetry record at the end of a window; nothing looks ahead."""
 
 import math
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from hbmgym.envs.serving.arrival import book_miss
 from hbmgym.envs.serving.marginal import MARGINAL_COUNT, STEP_COUNT
 from hbmgym.envs.serving.shortage import slots_within_reach
-from hbmgym.envs.serving.state import ASIDE, HOLD, PREFILL, QUEUE, WORST_RATIO, state_at
+from hbmgym.envs.serving.state import ASIDE, PREFILL, QUEUE, WORST_RATIO, state_at
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.pools import NONE, free_blocks
 
@@ -68,8 +68,8 @@ def _count(state, seen, grown, waiting_cost):
     """Write the growth of every counter since `seen`, and bring `seen` up to date."""
     engine = state.engine
     memory = state.memory
-    grown[ARRIVALS] = engine.arrived
-    grown[TOKENS] = engine.arrived_tokens
+    grown[ARRIVALS] = engine.received
+    grown[TOKENS] = engine.received_tokens
     grown[ADMITTED] = engine.admitted_tokens
     grown[REUSED] = engine.reused_tokens
     grown[KV_LOSS] = engine.kv_loss_tokens
@@ -124,7 +124,7 @@ def _kv_demand(state, telemetry, rates):
 def _look_at_waiting(state, telemetry):
     """Ages of the requests without a first token; those past their SLO are misses from now on."""
     oldest, total, count = 0.0, 0.0, 0
-    for where in (QUEUE, ASIDE, HOLD, PREFILL):
+    for where in (QUEUE, ASIDE, PREFILL):
         row = state.ends[where, 0]
         while row != NONE:
             request = state.requests[row]
@@ -211,7 +211,7 @@ def close_window(table, window, telemetry, values):
     window.start_s[0] = engine.now_s
     telemetry.time_s = engine.now_s
     telemetry.window_s = seconds
-    telemetry.waiting = engine.waiting + engine.aside + engine.held
+    telemetry.waiting = engine.waiting + engine.aside
     telemetry.running = engine.decoding + engine.prefilling
     waiting_cost = _look_at_waiting(state, telemetry)
     _count(state, window.seen, window.grown, waiting_cost)

@@ -59,7 +59,7 @@ def test_every_scenario_keeps_every_invariant_under_every_controller(scenario):
     core = Core(SMALL, check=True)
     for spec in MOVING_CONTROLLERS:
         run_episode(make_controller(spec), core, episode)
-        assert core.done and core.counters.arrived == core.counters.finished + core.counters.rejected
+        assert core.done and core.counters.received == core.counters.finished + core.counters.rejected
 
 
 @pytest.mark.parametrize("spec", MOVING_CONTROLLERS)

@@ -249,7 +249,7 @@ class NaiveEngine:
                 self.iterate(chunks)
             else:
                 self.idle(until_s)
-        for job in self.queue + self.aside + self.held + self.prefilling:
+        for job in self.queue + self.aside + self.prefilling:
             if job.first_token_s is None and (self.now_s - job.arrival_s) / job.slo_s > 1.0:
                 self.miss(job)
 

@@ -397,9 +397,32 @@ def test_in_a_closed_loop_a_row_that_has_not_been_sent_is_told_to_nobody():
     assert (core.telemetry.waiting, core.telemetry.running) == (0, 1)
     while core.counters.finished == 0:
         core.run_window()
-    assert core.telemetry.waiting == 0 and core.counters.arrived == 1 and np.isfinite(core.requests[1].arrival_s)
+    assert core.telemetry.waiting == 0 and core.counters.received == 1 and np.isfinite(core.requests[1].arrival_s)
     finish(core)
-    assert core.counters.arrived == 2
+    assert core.counters.received == 2
+
+
+def test_a_held_row_is_told_to_nobody_and_its_age_counts_once_it_is_received():
+    core = start([Ask(0.0, 640, 400), Ask(0.1, 640, 1, needs=[0])], changed(window_s=0.2))
+    arrivals, costs = [], []
+    while core.counters.finished == 0:
+        telemetry = core.run_window()
+        arrivals.append(telemetry.arrivals_per_s * telemetry.window_s)
+        costs.append(telemetry.cost)
+        if core.counters.held == 1:
+            assert (telemetry.waiting, telemetry.running) == (0, 1)
+            assert telemetry.kv_demand_10s == pytest.approx(_demand_of_one(core, 640))
+    assert core.requests[1].arrival_s == 0.1 and len(arrivals) > 4
+    assert arrivals[0] == pytest.approx(1.0) and sum(arrivals[1:-1]) == 0.0 and arrivals[-1] == pytest.approx(1.0)
+    held_s = core.requests[0].ended_s - 0.1
+    assert sum(costs[1:-1]) == 0.0 and costs[-1] >= held_s / core.requests[1].ttft_slo_s
+    finish(core)
+    assert core.counters.received == 2
+
+
+def _demand_of_one(core, tokens):
+    kv_bytes = tokens * core.setup.kv_token_bytes
+    return kv_bytes / (kv_bytes + core.setup.slots_per_request * core.layout.slot_bytes)
 
 
 def test_taking_back_a_shrink_lets_the_blocked_head_in_at_once():

@@ -93,7 +93,7 @@ def test_in_a_closed_loop_every_row_comes_its_gap_after_what_it_needs_whatever_t
         follows = episode.rows.needs > 0
         assert np.all(requests.arrival_s[~follows] == episode.rows.arrival_s[~follows])
         assert np.all(requests.arrival_s[follows] == last_end_s[follows] + episode.rows.gap_s[follows])
-        assert core.counters.finished + core.counters.rejected == core.counters.arrived == len(episode.rows)
+        assert core.counters.finished + core.counters.rejected == core.counters.received == len(episode.rows)
         assert sum(round(record.arrivals_per_s * record.window_s) for record in telemetry) == len(episode.rows)
 
 

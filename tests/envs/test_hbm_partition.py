@@ -223,7 +223,7 @@ def test_the_loop_may_be_closed() -> None:
     env = HbmPartitionEnv(scenario="steady-chat", loop="closed")
     env.reset(seed=0)
     arrivals = sum(env.step(np.zeros(1, np.float32))[4]["arrivals"] for _ in range(20))
-    assert env.episode.loop == "closed" and 0 < arrivals == env.core.counters.arrived
+    assert env.episode.loop == "closed" and 0 < arrivals == env.core.counters.received
     env.close()
 
 
