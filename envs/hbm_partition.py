@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.error import ResetNeeded
 
 from hbmgym.controllers.actions import ShareAction
 from hbmgym.controllers.base import TELEMETRY_TABLE
@@ -165,18 +166,21 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         self._action = ShareAction("absolute" if absolute else "incremental")
         self._randomise_initial_share = randomise_initial_share
         self._figure: HistoryFigure | None = None
+        self._windows = 0
+        self._reference_costs: list[float] = []
+        """One for each window of the episode; none before the first."""
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode; one-line ValueError for an unknown option or a seed outside the part's range."""
         super().reset(seed=seed)
+        self._windows, self._reference_costs = 0, []  # an episode that cannot start leaves none to go on with
         self.workload = self._workloads[int(self.np_random.integers(len(self._workloads)))]
         self.episode = self.workload.episode(self._part, self._episode_seed(options or {}))
         self._expected = self.episode.rate_per_s * self.core.config.window_s
         if not self._expected > 0.0:
             raise ValueError(f"episode {self.episode.name} seed {self.episode.seed} has no measured arrivals")
-        self._windows = 0
         self._reference_costs = self._run_reference()
         telemetry = self.core.reset(self.episode, self._initial_share())
         self._action.reset(float(telemetry.kv_share_requested), self.core.layout)
@@ -186,7 +190,9 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         return observe(telemetry), self._info(dict(zip(_FIELDS, telemetry.item(), strict=True)))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Ask for a split and serve for one window."""
+        """Ask for a split and serve for one window; ResetNeeded outside of an episode."""
+        if self._windows >= len(self._reference_costs):
+            raise ResetNeeded("the episode has ended, or none has begun: call reset() before step()")
         self._request_split(float(action[0]))
         telemetry = self.core.run_window()
         self._windows += 1

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
@@ -200,6 +201,20 @@ def test_an_action_that_is_not_a_number_is_refused(env: HbmPartitionEnv) -> None
     env.reset(seed=0)
     with pytest.raises(ValueError, match="action is nan"):
         env.step(action(float("nan")))
+
+
+def test_a_step_outside_of_an_episode_asks_for_a_reset(env: HbmPartitionEnv) -> None:
+    with pytest.raises(ResetNeeded, match="call reset"):
+        env.step(action(0.0))
+    rollout(env, 0)
+    with pytest.raises(ResetNeeded, match="call reset"):
+        env.step(action(0.0))
+    with pytest.raises(ValueError, match="seed"):
+        env.reset(options={"episode_seed": 10_000})
+    with pytest.raises(ResetNeeded, match="call reset"):
+        env.step(action(0.0))
+    env.reset(seed=0)
+    env.step(action(0.0))
 
 
 def test_reset_takes_the_episode_seed_it_is_given(env: HbmPartitionEnv) -> None:
