@@ -123,10 +123,18 @@ def judge_alarms(alarms_s: Sequence[float], bursts: Sequence[Span], begin_s: flo
             found = [alarm - begin for alarm in alarms_s if begin <= alarm < end + GRACE_S]
             delays += found[:1]
             missed += not found
-    covered = sum(max(min(end + GRACE_S, end_s) - max(begin, begin_s), 0.0) for begin, end in bursts)
     calm = [alarm for alarm in alarms_s if begin_s <= alarm < end_s]
     false = sum(not any(begin <= alarm < end + GRACE_S for begin, end in bursts) for alarm in calm)
-    return Detection(tuple(delays), missed, false, end_s - begin_s - covered)
+    return Detection(tuple(delays), missed, false, _calm_s(bursts, begin_s, end_s))
+
+
+def _calm_s(bursts: Sequence[Span], begin_s: float, end_s: float) -> float:
+    """Time within [begin_s, end_s) without a burst and its grace; where those of two bursts overlap counts once."""
+    calm_s, busy_until = 0.0, begin_s
+    for begin, end in sorted(bursts):
+        calm_s += max(min(begin, end_s) - busy_until, 0.0)
+        busy_until = max(busy_until, end + GRACE_S)
+    return calm_s + max(end_s - busy_until, 0.0)
 
 
 def measure_detection(name: str, seeds: Sequence[int], parameters: HelmParameters | None = None) -> Detection:

@@ -47,6 +47,13 @@ def test_alarms_are_found_missed_late_or_false():
     assert judge_alarms(alarms, bursts, 400.0, 600.0) == Detection((), 1, 0, 170.0 - GRACE_S)
 
 
+def test_time_that_two_bursts_cover_is_left_out_once():
+    near = [(100.0, 160.0), (160.0 + GRACE_S / 3, 200.0)]
+    assert judge_alarms([], near, 0.0, 1000.0).calm_s == 1000.0 - (100.0 + GRACE_S)
+    within = [(100.0, 160.0), (110.0, 120.0), (165.0, 170.0)]
+    assert judge_alarms([], within, 50.0, 165.0).calm_s == 50.0
+
+
 def test_the_detector_finds_bursts_of_arrivals():
     found = measure_detection("burst", [10_000, 10_001])
     assert len(found.delays_s) > found.missed
