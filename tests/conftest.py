@@ -1,10 +1,14 @@
-"""Tests marked gpu run on a GPU or, where libcuda is its double, on that: then each on a fresh device."""
+"""Tests marked gpu run on a GPU or, where libcuda is its double, on that: then each on a fresh device. All have a home
+of their own."""
 
 import ctypes
 from collections.abc import Iterator
+from pathlib import Path
 
+import matplotlib
 import pytest
 
+from hbmgym.memory_backend.jit import KERNEL_CACHE
 from tests.memory_backend.vmm.cuda_double.build import LIBRARY
 from tests.memory_backend.vmm.cuda_double.controls import Double
 
@@ -24,6 +28,20 @@ def missing_gpu() -> str | None:
     except OSError:
         return f"no {LIBRARY}: there is neither an NVIDIA driver nor its double"
     return f"cuInit says {error}: there is an NVIDIA driver, but no GPU" if error else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Rates that tests calibrate are kept here, also by the scripts that they start. What is slow to make and the same
+    everywhere stays shared: compiled kernels, matplotlib's list of fonts."""
+    home = tmp_path_factory.mktemp("home")
+    caches = home / ".cache"
+    (caches / "hbmgym").mkdir(parents=True)
+    (caches / "hbmgym" / Path(KERNEL_CACHE).name).symlink_to(KERNEL_CACHE)
+    (caches / "matplotlib").symlink_to(matplotlib.get_cachedir())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        yield home
 
 
 @pytest.fixture(autouse=True)
