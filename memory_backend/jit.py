@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from numba import types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase
@@ -190,9 +191,11 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         compiled = numba.njit(cache=True, pipeline_class=_KernelCompiler, **_OPTIONS)(function)
     finally:
         numba.config.CACHE_DIR = saved
-    if not numba.config.DISABLE_JIT:  # to kernels that call it, it is a subkernel
-        inlined: Any = subkernel(function)
-        compiled.get_call_template, compiled.get_overload = inlined.get_call_template, inlined.get_overload
+    if numba.config.DISABLE_JIT:
+        return np.errstate(all="ignore")(function)  # machine code does not warn either
+    # To kernels that call it, it is a subkernel.
+    inlined: Any = subkernel(function)
+    compiled.get_call_template, compiled.get_overload = inlined.get_call_template, inlined.get_overload
     return compiled
 
 

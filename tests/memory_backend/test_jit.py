@@ -1,6 +1,7 @@
 """What `kernel` and `subkernel` promise beside speed."""
 
 import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,32 @@ print("scipy.linalg" in sys.modules)
 """
     ended = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert ended.stdout == "False\n"
+
+
+def test_without_the_compiler_kernels_overflow_as_quietly():
+    script = """
+import warnings
+
+import numpy as np
+from hbmgym.memory_backend.jit import kernel, subkernel
+
+warnings.simplefilter("error")
+
+@subkernel
+def _ten_times(x):
+    return 10.0 * x
+
+@kernel
+def tenfold(values):
+    values[0] = _ten_times(values[0])
+
+values = np.array([1e308])
+tenfold(values)
+print(values[0])
+"""
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert ended.stdout == "inf\n", ended.stderr
 
 
 @pytest.mark.parametrize("source", [convex, helm])
