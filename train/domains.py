@@ -1,5 +1,6 @@
 """Domains: what a policy is trained and judged on, and what the best of a few fixed splits costs there."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from hbmgym.envs.traces.seeds import Part
 from hbmgym.envs.workload import Workload
 from hbmgym.eval.cells import Bench, Runner, Task, write_json
 from hbmgym.eval.comparison import static_shares
+from hbmgym.eval.rollout import cell_hash
 
 COARSE_STEP = 0.08
 """Between the fixed splits that are tried."""
@@ -62,14 +64,23 @@ def find_references(
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     domains = []
     for own in traffic:
-        key = f"{part} {min(seeds)}+{len(seeds)} {setup_hash(own.config)}"
-        names = [workload.name for workload in own.workloads]
-        if not set(names) <= set(known.get(key, ())):
-            known[key] = _run_splits(own, part, seeds, jobs, progress)
+        keys = {workload.name: _key(own.config, workload, part, seeds) for workload in own.workloads}
+        unknown = tuple(workload for workload in own.workloads if keys[workload.name] not in known)
+        if unknown:
+            found = _run_splits(Traffic(own.config, unknown), part, seeds, jobs, progress)
+            known |= {keys[name]: reference for name, reference in found.items()}
             write_json(file, known)
-        references = {name: Reference(*known[key][name]) for name in names}
+        references = {name: Reference(*known[key]) for name, key in keys.items()}
         domains.append(Domain(own.config, own.workloads, part, tuple(seeds), references))
     return domains
+
+
+def _key(config: ServingConfig, workload: Workload, part: Part, seeds: Sequence[int]) -> str:
+    """Of all that the fixed splits are given: rates and loads may have changed since a run was interrupted."""
+    setup, digest = setup_hash(config), hashlib.sha256()
+    for seed in seeds:
+        digest.update(cell_hash(setup, workload.episode(part, seed)).encode())
+    return f"{workload.name} {part} {digest.hexdigest()[:16]}"
 
 
 def _run_splits(own: Traffic, part: Part, seeds: Sequence[int], jobs: int, progress: bool) -> dict[str, Reference]:

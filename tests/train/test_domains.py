@@ -1,6 +1,7 @@
 """What policies are trained on: references from fixed splits, recipes that leave out what teaches nothing."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -54,15 +55,29 @@ def test_references_that_are_known_are_not_sought_again(domain, tmp_path):
     assert other_seeds[0].references[CHAT.name].cost != 0.125
 
 
-def test_references_are_those_of_the_workloads_that_are_there_now(tmp_path):
+def test_only_workloads_that_are_new_are_run(tmp_path):
     """A recipe may have gained or lost scenarios since the run was interrupted."""
     file = tmp_path / "references.json"
-    find_references([Traffic(CONFIG, (CHAT, MIX))], "train", [0], file, 1, False)
-    marked = file.read_text()
-    assert set(find_references([Traffic(CONFIG, (CHAT,))], "train", [0], file, 1, False)[0].references) == {CHAT.name}
-    assert file.read_text() == marked
-    file.write_text(marked.replace(CHAT.name, "gone"))
-    assert set(find_references([Traffic(CONFIG, (CHAT,))], "train", [0], file, 1, False)[0].references) == {CHAT.name}
+    find_references([Traffic(CONFIG, (CHAT,))], "train", [0], file, 1, False)
+    chat = json.loads(file.read_text())
+    both = find_references([Traffic(CONFIG, (CHAT, MIX))], "train", [0], file, 1, False)[0]
+    assert set(both.references) == {CHAT.name, MIX.name}
+    assert json.loads(file.read_text()).items() > chat.items()
+    written = file.read_text()
+    assert set(find_references([Traffic(CONFIG, (MIX,))], "train", [0], file, 1, False)[0].references) == {MIX.name}
+    assert file.read_text() == written
+
+
+@pytest.mark.parametrize("change", [{"rates": {"chat": 0.3}}, {"load": 0.5}, {"loop": "closed"}])
+def test_references_are_those_of_the_traffic_that_arrives_now(change, tmp_path):
+    """Rates may have been calibrated anew since the run was interrupted."""
+    file = tmp_path / "references.json"
+    changed = dataclasses.replace(CHAT, **change)
+    found = [
+        find_references([Traffic(CONFIG, (workload,))], "train", [0], file, 1, False)[0].references[CHAT.name]
+        for workload in (CHAT, changed)
+    ]
+    assert found[0].cost != found[1].cost
 
 
 def test_rewards_are_scaled_for_learning_only(domain):
