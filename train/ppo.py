@@ -20,6 +20,7 @@ from pathlib import Path
 from hbmgym.controllers.helm.policy import PolicyError
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import SEED_RANGES, seeds_for
+from hbmgym.envs.traces.trace import TraceError
 from hbmgym.eval.cells import check_folder, write_json
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import print_comparison, summary_lines
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
     except PolicyError as error:
         fail(f"{error}, or start a new run")
+    except TraceError as error:
+        fail(f"{error}; a run keeps its traffic: start a new one")
     except VmmRefused as refusal:
         fail(f"{refusal}; go on with: python train/ppo.py --resume {folder}")
 

@@ -141,6 +141,18 @@ def test_a_finished_run_that_is_resumed_keeps_its_policy(flags, tmp_path, capsys
     assert "is damaged or no archive of plain arrays" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_traffic_of_which_a_later_seed_makes_no_episode_ends_a_run_in_one_line(tmp_path, capsys):
+    """Its validation part has one request: after the first seed's start, but before that of the last."""
+    times_s = [*range(0, 3600, 10), 3650, 6000]
+    rows = [{"timestamp": 1000 * time_s, "input_length": 700, "output_length": 60} for time_s in times_s]
+    (tmp_path / "gap.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit) as stop:
+        main(["--smoke", "--model", MODEL, "--trace", str(tmp_path / "gap.jsonl"), "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "gap: 0 of the episode's" in line and line.endswith("a run keeps its traffic: start a new one")
+
+
 def test_an_exported_policy_answers_as_torch_does():
     options = TrainOptions(model=MODEL, hbm_gib=HBM_GIB, n_envs=1, n_steps=64, batch_size=64, learning_rate=0.05)
     domain = Domain(options.serving_config(), (CHAT,), "train", (), {})
