@@ -31,7 +31,7 @@ from hbmgym.train.finish import compare_policy, idle_lines, judge_everywhere, re
 from hbmgym.train.learn import Interrupted, learn
 from hbmgym.train.options import SMOKE, TrainOptions
 from hbmgym.train.recipes import RECIPES, open_traffic, served
-from hbmgym.train.runs import new_run, read_options
+from hbmgym.train.runs import CannotGoOn, held, new_run, read_options
 
 REFERENCE_SEEDS = 3
 
@@ -39,12 +39,19 @@ REFERENCE_SEEDS = 3
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, train, compare (a recipe: judge on every sane case) and replay on real memory, write summary.json."""
     given, named = parse_named(TrainOptions, __doc__ or "", arguments)
-    with user_errors(VmmRefused):
-        options = _settle(given, named)
-        if options.out and not given.resume:
-            check_folder(Path(options.out))  # before scenarios are calibrated
-        training, validation = _prepare(options)
-        folder = Path(given.resume) if given.resume else new_run(options)
+    with ExitStack() as stack:
+        with user_errors(VmmRefused, OSError):
+            options = _settle(given, named)
+            if options.out and not given.resume:
+                check_folder(Path(options.out))  # before scenarios are calibrated
+            training, validation = _prepare(options)
+            folder = Path(given.resume) if given.resume else new_run(options)
+            stack.enter_context(held(folder))
+        _run(options, folder, training, validation)
+
+
+def _run(options: TrainOptions, folder: Path, training: Sequence[Traffic], validation: Sequence[Traffic]) -> None:
+    """Train and finish; what stops a run on its way is one line that says how it goes on, or why it cannot."""
     print(f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}", flush=True)
     started = time.perf_counter()
     try:
@@ -61,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         what = str(interruption) or "interrupted"
         print(f"{what}; go on with: python train/ppo.py --resume {folder}", file=sys.stderr)
         raise SystemExit(130) from None
+    except CannotGoOn as error:
+        fail(f"{folder} cannot be resumed: {error}: start a new run")
     except PolicyError as error:
         fail(f"{error}, or start a new run")
     except TraceError as error:

@@ -1,7 +1,13 @@
 """Run folders: config.json, checkpoints/, best/, policy.npz, progress.csv, evaluations.npz, events, cells, summary."""
 
 import dataclasses
+import fcntl
 import json
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,10 @@ from hbmgym.train.options import TrainOptions
 
 RUNS = Path("runs")
 _PACKAGES = ("hbmgym", "gymnasium", "stable-baselines3", "torch", "numpy", "numba")
+
+
+class CannotGoOn(Exception):
+    """What a run has saved does not serve to continue it; the message says why."""
 
 
 def new_run(options: TrainOptions) -> Path:
@@ -50,7 +60,35 @@ def read_options(folder: Path) -> TrainOptions:
         ) from error
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep a run's folder from other processes, which would overwrite what this one saves; ValueError when one has it
+    already."""
+    with (folder / "config.json").open("rb+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder} is in use by another process: wait until it has ended, or stop it") from None
+        yield
+
+
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest model of a run, None when it has not saved one."""
+    """The newest whole model of a run, None when it has not saved one; CannotGoOn when all are damaged."""
     models = sorted((folder / "checkpoints").glob("model_*.zip"), key=lambda path: int(path.stem.split("_")[1]))
-    return models[-1] if models else None
+    if not models:
+        return None
+    whole = [model for model in models if _is_whole(model)]
+    if not whole:
+        raise CannotGoOn(f"{models[-1]} is damaged, and there is no other")
+    if whole[-1] != models[-1]:
+        print(f"{models[-1]} is damaged; going on from {whole[-1].name}", file=sys.stderr)
+    return whole[-1]
+
+
+def _is_whole(model: Path) -> bool:
+    try:
+        with zipfile.ZipFile(model) as archive:
+            # Half a model may end with a whole archive: that of its weights.
+            return "data" in archive.namelist() and archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        return False

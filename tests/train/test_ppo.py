@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from hbmgym.train.domains import Domain
 from hbmgym.train.learn import make_env, make_model
 from hbmgym.train.options import TrainOptions
 from hbmgym.train.ppo import main
+from hbmgym.train.runs import held
 
 from ..eval.traffic import CHAT, HBM_GIB, MODEL, write_trace
 
@@ -49,6 +51,11 @@ def tags(folder: Path) -> set[str]:
     events = EventAccumulator(str(folder))
     events.Reload()
     return set(events.Tags()["scalars"])
+
+
+def flip_the_middle(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
 
 
 @pytest.mark.slow
@@ -151,6 +158,56 @@ def test_traffic_of_which_a_later_seed_makes_no_episode_ends_a_run_in_one_line(t
     assert stop.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "gap: 0 of the episode's" in line and line.endswith("a run keeps its traffic: start a new one")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run that has ended, with two checkpoints; tests work on copies."""
+    folder = tmp_path_factory.mktemp("finished")
+    trace = write_trace(folder / "own.jsonl")
+    serving = ["--model", MODEL, "--hbm-gib", str(HBM_GIB), "--trace", str(trace)]
+    main(["--smoke", "--no-final", "--save-freq", "720", "--out", str(folder / "run"), *serving])
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted((run / "checkpoints").iterdir(), key=lambda path: int(path.stem.split("_")[1]))
+
+
+def refused(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line of a run that cannot be resumed."""
+    with pytest.raises(SystemExit) as stop:
+        main(["--resume", str(run)])
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("spoil", [lambda whole: whole[: len(whole) // 2], lambda whole: b"", flip_the_middle])
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(spoil, run, capsys):
+    before, last = checkpoints(run)
+    last.write_bytes(spoil(last.read_bytes()))
+    (run / "policy.npz").unlink()
+    main(["--resume", str(run)])
+    assert f"{last} is damaged; going on from {before.name}" in capsys.readouterr().err
+    assert Policy.load(run / "last_policy.npz").header.training["steps"] == 1440
+    before.write_bytes(b"")
+    last.write_bytes(b"")
+    line = refused(run, capsys)
+    assert f"{last} is damaged, and there is no other" in line and "start a new run" in line
+
+
+def test_one_process_at_a_time_has_a_run(run, capsys):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with held(run):
+        assert f"{run} is in use by another process" in refused(run, capsys)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    main(["--resume", str(run)])
 
 
 def test_an_exported_policy_answers_as_torch_does():
