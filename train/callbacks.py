@@ -20,6 +20,7 @@ from hbmgym.envs.traces.episode import Episode
 from hbmgym.eval.rollout import Rollout, evaluate
 from hbmgym.files import write_atomically
 from hbmgym.train.domains import Domain
+from hbmgym.train.runs import CannotGoOn
 
 _MEANS = {
     "mem/kv_share_requested": "kv_share_requested",
@@ -50,6 +51,8 @@ class SeenRange(BaseCallback):
 
     def _on_training_start(self) -> None:
         if not hasattr(self.model, SEEN):
+            if self.num_timesteps:
+                raise CannotGoOn("its checkpoint is of an older version, without the inputs it has seen")
             self._widen(self.model._last_obs)  # type: ignore[arg-type]
 
     def _on_step(self) -> bool:

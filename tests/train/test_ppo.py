@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hbmgym.controllers.helm.policy import Policy
 from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.envs.vec import CoreVecEnv
-from hbmgym.train.callbacks import Validation, export_policy
+from hbmgym.train.callbacks import SEEN, Validation, export_policy
 from hbmgym.train.domains import Domain
 from hbmgym.train.learn import make_env, make_model
 from hbmgym.train.options import TrainOptions
@@ -200,6 +201,15 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(spoil, run, caps
     last.write_bytes(b"")
     line = refused(run, capsys)
     assert f"{last} is damaged, and there is no other" in line and "start a new run" in line
+
+
+def test_a_checkpoint_that_has_forgotten_what_it_saw_is_refused(run, capsys):
+    before, last = checkpoints(run)
+    last.unlink()
+    model = PPO.load(before)
+    delattr(model, SEEN)
+    model.save(before)
+    assert f"{run} cannot be resumed: its checkpoint is of an older version" in refused(run, capsys)
 
 
 def test_one_process_at_a_time_has_a_run(run, capsys):
