@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import multiprocessing
+import shutil
 import signal
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -58,12 +60,6 @@ def _start_worker(bench: Bench) -> None:
     _worker["core"] = Core(bench.config, backend=bench.backend, check=bench.check)
 
 
-def _start_process(bench: Bench) -> None:
-    # Ctrl-C reaches every process of the terminal; the first one ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _start_worker(bench)
-
-
 def _run_task(task: Task) -> Rollout:
     bench, core = _worker["bench"], _worker["core"]
     assert isinstance(bench, Bench) and isinstance(core, Core)
@@ -83,6 +79,19 @@ def _run_rho(question: tuple[int, int, tuple[float, ...]]) -> float:
     return rho(shares, bench.workloads[workload].episode(bench.part, seed), bench.config)
 
 
+def start_pool(jobs: int, prepare: Callable[..., object] = int, *arguments: object) -> ProcessPoolExecutor:
+    """Processes that do not hear Ctrl-C; each calls `prepare` first."""
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), prepare, initargs=arguments)
+    # Ctrl-C reaches every process of the terminal, also those that still import; the first one ends the others.
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for _ in range(jobs):
+            pool.submit(int)  # starts one more, which inherits what is ignored
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    return pool
+
+
 class Runner:
     """Runs tasks of one bench, in `jobs` processes; results do not depend on how many. A context manager."""
 
@@ -91,8 +100,7 @@ class Runner:
         self._progress = progress
         self._pool: ProcessPoolExecutor | None = None
         if jobs > 1:
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(jobs, spawn, _start_process, (bench,))
+            self._pool = start_pool(jobs, _start_worker, bench)
         else:
             _start_worker(bench)
 
@@ -152,10 +160,26 @@ def check_folder(path: Path) -> None:
 def claim_folder(path: Path) -> None:
     """Make an output folder; ValueError when it is in use or cannot be made."""
     check_folder(path)
+    make_folder(path)
+
+
+def make_folder(path: Path) -> None:
+    """Make an output folder unless it is there; ValueError when it cannot be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out {path} cannot be made: {error.strerror}") from error
+
+
+@contextmanager
+def whole_or_gone(out: str) -> Iterator[None]:
+    """Remove an output folder ("": there is none) that was claimed, unless all that belongs there is written."""
+    try:
+        yield
+    except BaseException:
+        if out:
+            shutil.rmtree(out)
+        raise
 
 
 def write_cells(folder: Path, rollouts: Sequence[Rollout]) -> None:

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from hbmgym.cli import fail, option, parse_options, user_errors
+    from hbmgym.cli import in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -17,7 +17,7 @@ from hbmgym.controllers.registry import MOVING_CONTROLLERS
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.envs.traces.trace import TraceError
-from hbmgym.eval.cells import Bench, UnequalCells, check_folder, claim_folder, write_cells
+from hbmgym.eval.cells import Bench, UnequalCells, check_folder, claim_folder, whole_or_gone, write_cells
 from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, compare, controller_names
 from hbmgym.eval.figure import draw_comparison
 from hbmgym.eval.options import ServingOptions
@@ -54,18 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.out:
             claim_folder(Path(options.out))
     progress = options.progress and sys.stderr.isatty()
-    try:
+    with in_one_line(TraceError, UnequalCells, VmmRefused), whole_or_gone(options.out):
         comparison = compare(bench, names, seeds, jobs=options.jobs, oracle=options.oracle, progress=progress)
-    except (TraceError, UnequalCells, VmmRefused, KeyboardInterrupt) as reason:
         if options.out:
-            Path(options.out).rmdir()  # nothing has been written yet
-        if isinstance(reason, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
-        fail(str(reason))
+            write_cells(Path(options.out), comparison.rollouts)
+            draw_comparison(Path(options.out), comparison)
     if options.out:
-        write_cells(Path(options.out), comparison.rollouts)
-        draw_comparison(Path(options.out), comparison)
         print(f"cells.json, cells.csv, timings.json and split-*.png are in {options.out}")
     print_comparison(comparison)
     for line in backend_lines(comparison):

@@ -7,7 +7,7 @@ those that a deeper snapshot on the same prefix supersedes: only a branch could 
 import sys
 
 try:
-    from hbmgym.cli import fail, option, parse_options, user_errors
+    from hbmgym.cli import in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -108,14 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workloads = options.workloads(config)
         seeds = seeds_for("validation" if part == "all" else part, options.seeds)
         options.announce(workloads, part, seeds[0])
-    try:
+    with in_one_line(TraceError):
         for workload in workloads:
             _show(_configs(config), workload, part, seeds, options.jobs)
-    except TraceError as reason:
-        fail(str(reason))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _configs(config: ServingConfig) -> dict[str, ServingConfig]:

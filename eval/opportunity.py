@@ -7,17 +7,14 @@ default against the best, and the replayed dynamic oracle against the best. Load
 import sys
 
 try:
-    from hbmgym.cli import fail, option, parse_options, user_errors
+    from hbmgym.cli import in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
 
 import json
-import multiprocessing
 import os
-import signal
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,7 @@ from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.traces.trace import TraceError
-from hbmgym.eval.cells import write_json
+from hbmgym.eval.cells import make_folder, start_pool, write_json
 from hbmgym.eval.comparison import RHO_SHARES
 from hbmgym.eval.load import rho
 from hbmgym.eval.opportunities.cases import Case, cases
@@ -73,17 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then print, write and draw the map."""
     options = parse_options(OpportunityOptions, (__doc__ or "").splitlines()[0], arguments)
     folder = Path(options.out)
-    try:
-        with user_errors():
-            seeds = seeds_for("validation", options.seeds)
-            chosen = _calibrated(_cases(options))
-            (folder / "episodes").mkdir(parents=True, exist_ok=True)
+    with user_errors():
+        seeds = seeds_for("validation", options.seeds)
+        chosen = _calibrated(_cases(options))
+        make_folder(folder / "episodes")
+    interrupted = f"interrupted; finished episodes are in {folder} and will not be run again"
+    with in_one_line(TraceError, interrupted=interrupted):
         results = _results(chosen, seeds, folder, options.jobs)
-    except TraceError as reason:
-        fail(str(reason))
-    except KeyboardInterrupt:
-        print(f"interrupted; finished episodes are in {folder} and will not be run again", file=sys.stderr)
-        raise SystemExit(130) from None
     _print_map(results)
     write_json(folder / "map.json", [result.as_json() for result in results])
     write_atomically(folder / "map.md", _markdown(results).encode())
@@ -121,8 +114,7 @@ def _calibrated(chosen: Sequence[Case]) -> list[Case]:
 def _results(chosen: Sequence[Case], seeds: Sequence[int], folder: Path, jobs: int) -> list[CaseResult]:
     """In the order of the cases."""
     questions = [(case, seed, folder / "episodes") for case in chosen for seed in seeds]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with start_pool(jobs) as pool:
         try:
             answers = pool.map(_answer, questions)
             found = list(tqdm(answers, total=len(questions), desc="episodes", disable=not sys.stderr.isatty()))

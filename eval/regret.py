@@ -8,7 +8,7 @@ The best static share of each case is the map's; it and all controllers run on t
 import sys
 
 try:
-    from hbmgym.cli import option, parse_options, user_errors
+    from hbmgym.cli import in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -28,8 +28,9 @@ from hbmgym.controllers.registry import make_controller
 from hbmgym.envs.platforms import find_platform
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.seeds import seeds_for
+from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import open_workloads
-from hbmgym.eval.cells import Bench, Runner, Task, check_folder, claim_folder, write_json
+from hbmgym.eval.cells import Bench, Runner, Task, claim_folder, whole_or_gone, write_json
 from hbmgym.eval.intervals import relative_difference
 from hbmgym.eval.opportunities.verdict import TURNED_AWAY
 from hbmgym.eval.rollout import Cell
@@ -105,18 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = sane_cases(Path(options.map), options.platform, options.scenario)
         seeds = seeds_for("validation", options.seeds)
         if options.out:
-            check_folder(Path(options.out))
             claim_folder(Path(options.out))
     progress = options.progress and sys.stderr.isatty()
-    try:
+    with in_one_line(TraceError), whole_or_gone(options.out):
         regrets = measure(chosen, names, seeds, options.jobs, progress)
-    except KeyboardInterrupt:
         if options.out:
-            Path(options.out).rmdir()
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    if options.out:
-        write_json(Path(options.out) / "regret.json", as_json(regrets, names))
+            write_json(Path(options.out) / "regret.json", as_json(regrets, names))
     print_regrets(regrets, names)
 
 

@@ -8,7 +8,7 @@ controller's own numbers, so that tuned is never worse on these episodes. Equal 
 import sys
 
 try:
-    from hbmgym.cli import fail, option, parse_options, user_errors
+    from hbmgym.cli import in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -81,20 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = Path(options.out)
         bench, names, seeds = _prepare(options)
     progress = options.progress and sys.stderr.isatty()
-    try:
-        with Runner(bench, options.jobs, progress) as runner:
-            scores = Scores(runner, seeds)
-            for name in names:
-                found = search(name, options.trials, lambda parameters, name=name: scores.of(name, parameters))  # type: ignore[misc]
-                watched = tqdm(found, total=options.trials, desc=name, disable=not progress, leave=False)
-                trials = list(watched)
-                _keep(table, name, trials, bench, seeds)
-                print(_line(name, trials))
-    except TraceError as reason:
-        fail(str(reason))
-    except KeyboardInterrupt:
-        print(f"interrupted; what was tuned before is in {table}", file=sys.stderr)
-        raise SystemExit(130) from None
+    interrupted = f"interrupted; what was tuned before is in {table}"
+    with in_one_line(TraceError, interrupted=interrupted), Runner(bench, options.jobs, progress) as runner:
+        scores = Scores(runner, seeds)
+        for name in names:
+            found = search(name, options.trials, lambda parameters, name=name: scores.of(name, parameters))  # type: ignore[misc]
+            watched = tqdm(found, total=options.trials, desc=name, disable=not progress, leave=False)
+            trials = list(watched)
+            _keep(table, name, trials, bench, seeds)
+            print(_line(name, trials))
 
 
 def _prepare(options: TuneOptions) -> tuple[Bench, list[str], list[int]]:

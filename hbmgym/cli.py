@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -87,11 +87,18 @@ def _program() -> str:
     return path.parent.name if path.name == "__main__.py" else path.name
 
 
+def user_errors(*kinds: type[Exception]) -> AbstractContextManager[None]:
+    """`in_one_line` for ValueError, and further `kinds`, while what the user gave is read."""
+    return in_one_line(ValueError, *kinds)
+
+
 @contextmanager
-def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn ValueError, and further `kinds`, raised while reading what the user gave into one line and exit code 2."""
-    mistakes: tuple[type[Exception], ...] = (ValueError, *kinds)
+def in_one_line(*kinds: type[Exception], interrupted: str = "interrupted") -> Iterator[None]:
+    """Turn errors of these kinds into one line and exit code 2, and Ctrl-C into a line `interrupted` and 130."""
     try:
         yield
-    except mistakes as error:
+    except kinds as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        raise SystemExit(130) from None

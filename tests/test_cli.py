@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from hbmgym.cli import fail, integer, option, parse_named, parse_options, user_errors, words
+from hbmgym.cli import fail, in_one_line, integer, option, parse_named, parse_options, user_errors, words
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,17 @@ def test_a_failure_names_the_program_without_its_folder(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         fail("it is\nwrong")
     assert capsys.readouterr().err == "compare.py: it is wrong\n"
+
+
+def test_ctrl_c_is_a_line_as_well(capsys):
+    with pytest.raises(SystemExit) as leaving, user_errors():
+        raise KeyboardInterrupt
+    assert leaving.value.code == 130
+    with pytest.raises(SystemExit), in_one_line(interrupted="half is done"):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "interrupted\nhalf is done\n"
+    with pytest.raises(ValueError), in_one_line(LookupError):
+        raise ValueError("ours")
 
 
 def test_only_the_named_kinds_and_value_errors_are_user_errors(capsys):

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hbmgym.eval import bench, compare
+from hbmgym.eval import bench, compare, eviction, opportunity, regret, tune
 from hbmgym.train import ppo
 
-from .traffic import write_trace
+from .traffic import HBM_GIB, MODEL, write_trace
 
-MAINS = {"compare": compare.main, "ppo": ppo.main, "bench": bench.main}
+MAINS = {
+    module.__name__.rpartition(".")[2]: module.main
+    for module in (bench, compare, eviction, opportunity, ppo, regret, tune)
+}
 TRAIN_TRACE = Path(__file__).resolve().parents[3] / "shared" / "traces" / "train" / "mooncake_synthetic.train.npz"
 
 
@@ -334,6 +337,84 @@ def test_only_a_run_can_be_resumed(content, workplace, refusal):
 
 def test_a_run_that_does_not_exist_cannot_be_resumed(refusal):
     assert "--resume nowhere" in refusal("ppo", "--resume", "nowhere")
+
+
+evaluators = pytest.mark.parametrize("script", ["compare", "eviction", "opportunity", "regret", "tune"])
+
+
+@evaluators
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [(flag, value) for flag in ("--seeds", "--jobs") for value in ("0", "-1", "1.5", "x", "nan")]
+    + [("--seeds", "1e9")],
+)
+def test_a_bad_number_of_an_evaluation_is_named(script, flag, value, refusal):
+    assert flag.strip("-") in refusal(script, flag, value)
+
+
+@pytest.mark.parametrize("script", ["eviction", "opportunity", "tune"])
+def test_a_trace_that_is_not_there_is_named(script, refusal):
+    assert "nowhere.jsonl: cannot be read: No such file" in refusal(script, "--trace", "nowhere.jsonl")
+
+
+@pytest.mark.parametrize(("script", "flag"), [("regret", "--controllers"), ("tune", "--controller")])
+def test_an_unknown_controller_is_named(script, flag, refusal):
+    assert "controller 'nobody' " in refusal(script, flag, "nobody")
+
+
+CASE = ("--scenario", "steady-chat", "--platform", "qwen3-next-80b-a3b@h200")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [("compare", ("--scenario", "steady-chat")), ("opportunity", CASE), ("regret", CASE), ("ppo", ())],
+)
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_an_output_folder_that_cannot_be_made_is_named(script, arguments, out, workplace, refusal):
+    (workplace / "file").write_text("mine")
+    assert f"--out {out}" in refusal(script, *arguments, "--out", out)
+    assert (workplace / "file").read_text() == "mine"
+
+
+def test_a_table_that_cannot_be_written_is_named(refusal):
+    assert "--out nowhere/tuned.json: nowhere is no folder" in refusal("tune", "--out", "nowhere/tuned.json")
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted(workplace, monkeypatch, capsys) -> Callable[..., None]:
+    """Runs a script that hears Ctrl-C where it calls `place`: it has to say so in one line, and to leave nothing."""
+
+    def run(script: str, place: str, *arguments: object) -> None:
+        monkeypatch.setattr(place, interrupt)
+        with pytest.raises(SystemExit) as leaving:
+            MAINS[script]([str(argument) for argument in arguments])
+        assert leaving.value.code == 130
+        assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+        assert not list(workplace.rglob("*"))
+
+    return run
+
+
+@pytest.mark.parametrize("script", ["compare", "eviction", "opportunity", "ppo", "regret", "tune"])
+def test_ctrl_c_while_it_gets_ready_leaves_nothing(script, interrupted):
+    interrupted(script, f"{MAINS[script].__module__}.seeds_for")
+
+
+@pytest.mark.parametrize(
+    ("script", "place", "arguments"),
+    [
+        ("compare", "draw_comparison", ("--controllers", "static-0.5", "--model", MODEL, "--hbm-gib", HBM_GIB)),
+        ("regret", "as_json", ("--controllers", "static-0.5", *CASE)),
+    ],
+)
+def test_ctrl_c_while_it_writes_leaves_nothing(script, place, arguments, good_trace, interrupted):
+    traffic = ("--trace", good_trace) if script == "compare" else ()
+    arguments = (*arguments, *traffic, "--seeds", "1", "--jobs", "1", "--out", "new")
+    interrupted(script, f"{MAINS[script].__module__}.{place}", *arguments)
 
 
 def test_the_bench_reads_its_trace_before_it_measures(refusal, workplace):

@@ -1,10 +1,14 @@
 """Cells are equal whatever computes them, comparable or refused, and written whole."""
 
 import json
+import multiprocessing
+import signal
+import sys
+from pathlib import Path
 
 import pytest
 
-from hbmgym.eval.cells import Bench, Runner, Task, UnequalCells, check_comparable, claim_folder, write_cells
+from hbmgym.eval.cells import Bench, Runner, Task, UnequalCells, check_comparable, claim_folder, start_pool, write_cells
 from hbmgym.eval.comparison import ORACLE, compare
 
 from .traffic import CHAT, CONFIG, MIX
@@ -26,6 +30,21 @@ def test_the_number_of_processes_does_not_change_a_byte(tmp_path):
         write_cells(folder, found.rollouts)
     for name in ("cells.json", "cells.csv"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_processes_do_not_hear_ctrl_c():
+    heard = signal.getsignal(signal.SIGINT)
+    with start_pool(2) as pool:
+        assert signal.getsignal(signal.SIGINT) is heard
+        assert set(pool.map(signal.getsignal, [signal.SIGINT] * 8)) == {signal.SIG_IGN}
+        assert all(_ignores_ctrl_c(child.pid) for child in multiprocessing.active_children())
+
+
+def _ignores_ctrl_c(pid: int | None) -> bool:
+    if not sys.platform.startswith("linux"):
+        return True
+    ignored = Path(f"/proc/{pid}/status").read_text().partition("SigIgn:")[2].split()[0]
+    return bool(int(ignored, 16) >> (signal.SIGINT - 1) & 1)
 
 
 def test_rollouts_come_in_the_order_of_the_tasks():
