@@ -77,10 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     interrupted = f"interrupted; finished episodes are in {folder} and will not be run again"
     with in_one_line(TraceError, interrupted=interrupted):
         results = _results(chosen, seeds, folder, options.jobs)
-    _print_map(results)
-    write_json(folder / "map.json", [result.as_json() for result in results])
-    write_atomically(folder / "map.md", _markdown(results).encode())
-    draw_map(folder / "map.png", results)
+        _print_map(results)
+        write_json(folder / "map.json", [result.as_json() for result in results])
+        write_atomically(folder / "map.md", _markdown(results).encode())
+        draw_map(folder / "map.png", results)
     print(f"map.json, map.md and map.png are in {folder}")
 
 

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from hbmgym.cli import option, parse_options, user_errors
+    from hbmgym.cli import in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -46,12 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.out:
             check_folder(Path(options.out))
     sweep = SWEEPS[options.sweep]
-    try:
+    with in_one_line():
         progress = options.progress and sys.stderr.isatty()
         results = run_cells(cells_of(sweep), prompt_pool, label=sweep.name, progress=progress)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in tables(sweep, results).items())
     print(text)
     if options.out:

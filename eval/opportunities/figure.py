@@ -1,5 +1,6 @@
 """The map as a picture: how cost depends on the split, case by case."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hbmgym.eval.opportunities.verdict import CaseResult
+from hbmgym.files import write_atomically
 
 COLUMNS = 5
 
@@ -34,4 +36,6 @@ def draw_map(path: Path, results: Sequence[CaseResult]) -> None:
         panels[0].legend(fontsize=6)
     figure.supxlabel("kv_share", fontsize=8)
     figure.supylabel("mean cost", fontsize=8)
-    figure.savefig(path, dpi=90)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=90)
+    write_atomically(path, picture.getvalue())

@@ -1,9 +1,12 @@
 """The opportunity map: what its episodes measure, and what they are taken to say."""
 
+import contextlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from hbmgym.envs.platforms import PLATFORMS
 from hbmgym.envs.serving.core import Core
@@ -139,6 +142,22 @@ def test_finished_episodes_are_not_run_again(tmp_path, monkeypatch):
     file.write_text(file.read_text()[:100])  # damaged, so it is measured anew
     monkeypatch.setattr(opportunity, "measure", lambda *_: episode((9, 9, 2, 9, 9), 3, 1))
     assert opportunity._answer(asked)["statics"][2]["cost"] == 2
+
+
+def test_ctrl_c_while_the_map_is_drawn_leaves_no_half_a_picture(tmp_path, monkeypatch, capsys):
+    def save_half(_, target, **__):
+        with target.open("wb") if isinstance(target, Path) else contextlib.nullcontext(target) as file:
+            file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(opportunity, "_results", lambda *_: [result(episode((9, 9, 1, 9, 9), 3, 1))])
+    monkeypatch.setattr(Figure, "savefig", save_half)
+    with pytest.raises(SystemExit) as ended:
+        case = ["--scenario", "steady-chat", "--platform", PLATFORMS[0].name]
+        opportunity.main([*case, "--out", str(tmp_path)])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.startswith(f"interrupted; finished episodes are in {tmp_path}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes", "map.json", "map.md"]
 
 
 def test_a_case_without_an_episode_is_left_out(monkeypatch, capsys):
