@@ -31,6 +31,7 @@ from hbmgym.envs.workload import open_workloads
 from hbmgym.eval.bench_engine import (
     measure_engine,
     measure_eviction,
+    measure_pricing,
     measure_scaling,
     measure_start,
     measure_trace,
@@ -54,6 +55,8 @@ AT_LEAST = {
 AT_MOST = {
     "sessions_page_time_growth": 1.2,
     "trace_memory_over_references": 1.0,
+    "priced_us_per_request_lru": 2,
+    "priced_us_per_request_lpb": 2,
     "scaling_spread": 1.2,
     "start_cold_cpu_s": 15,
     "start_cached_cpu_s": 1,
@@ -76,7 +79,8 @@ class BenchOptions:
     """What is measured, how often, and where the figures go."""
 
     parts: tuple[str, ...] = words(
-        "what to measure (default: all): engine, eviction, scaling, windows, start, ppo, decision, memory", "PART"
+        "what to measure (default: all): engine, eviction, pricing, scaling, windows, start, ppo, decision, memory",
+        "PART",
     )
     repeats: int = option(3, "times each part is measured; medians are printed")
     trace: str = option("", "recorded trace that part engine replays as well, e.g. a session library")
@@ -182,6 +186,7 @@ def _time_decisions(controller: Controller, setup: Setup, records: Sequence[np.r
 PARTS: dict[str, Callable[[], Figures]] = {
     "engine": measure_engine,
     "eviction": measure_eviction,
+    "pricing": measure_pricing,
     "scaling": measure_scaling,
     "windows": measure_windows,
     "start": measure_start,
