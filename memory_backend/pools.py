@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hbmgym.memory_backend.ages import AGES, age_bits, join, part
+from hbmgym.memory_backend.bits import lowest_bit
 from hbmgym.memory_backend.eviction import LRU, check_order, enter, enter_first, leave, make_ranks
 from hbmgym.memory_backend.eviction import NONE as NONE
 from hbmgym.memory_backend.jit import kernel
@@ -130,19 +131,13 @@ def _full_bitmap(blocks: int) -> tuple[np.ndarray, np.ndarray]:
         size = words
 
 
-_LOWEST_BIT = np.zeros(WORD, np.int64)
-_DE_BRUIJN = 0x077CB531
-for _bit in range(WORD):
-    _LOWEST_BIT[((_DE_BRUIJN << _bit) & 0xFFFFFFFF) >> 27] = _bit
-
-
 @kernel
 def lowest_free_block(pool):
     """The lowest free block; at least one must be free."""
     index = 0
     for level in range(len(pool.level_start) - 2, -1, -1):
         word = pool.free_bits[pool.level_start[level] + index]
-        index = index * WORD + _LOWEST_BIT[(((word & -word) * _DE_BRUIJN) & 0xFFFFFFFF) >> 27]
+        index = index * WORD + lowest_bit(word)
     return index
 
 
