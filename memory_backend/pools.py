@@ -35,10 +35,12 @@ POOL_META = np.dtype(
         ("junk_evictions", "i8"),  # those of what nobody could match
         ("abandoned", "i8"),
         ("order", "i8"),  # in which cached entries go (eviction.py)
-        ("evict_first", "i8"),  # lru: ends of the list
+        ("evict_first", "i8"),  # ends of the list: of what nobody can match, and under lru of all
         ("evict_last", "i8"),
         ("looked_at", "i8"),  # the last one of a look at who would go next, NONE: nobody looks
         # orders by value
+        ("chain", "i8"),  # deep end of the chain of pages that a look is in, NONE: in none
+        ("rival", "i8"),  # the first in the heap beside that chain
         ("heap_size", "i8"),
         ("uses", "i8"),
         ("now_s", "f8"),
@@ -99,7 +101,8 @@ def make_pool(pool: int, block_bytes: int, chunk_bytes: int, chunks: int, total_
     meta.chunks = meta.target_chunks = chunks
     meta.capacity = meta.limit = chunks * chunk_bytes // block_bytes
     meta.age_bits = age_bits(blocks)
-    meta.order, meta.evict_first, meta.evict_last, meta.looked_at = order, NONE, NONE, NONE
+    meta.order, meta.evict_first, meta.evict_last = order, NONE, NONE
+    meta.looked_at = meta.chain = NONE
     entries = np.zeros(blocks, ENTRY).view(np.recarray)
     entries["block"] = entries["key"] = entries["prev"] = NONE
     entries["next"] = np.arange(1, blocks + 1)

@@ -94,7 +94,7 @@ def _states_loss_s(memory, states, own, horizon_over_window):
 def _set_looked_at_states(memory, own, gone):
     """Let the pages under the states that were looked at end in none, or in them again."""
     ssm = memory.ssm
-    entry = ssm.meta.looked_at
+    entry = ssm.meta.looked_at if ssm.meta.order == LRU else ssm.meta.chain
     while entry != NONE:
         key = ssm.entries[entry].key
         if key != NONE and entry != own:

@@ -2,18 +2,20 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hbmgym.controllers.base import PRICES
 from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.state import FINISHED, state_at
-from hbmgym.memory_backend.eviction import ORDERS, eviction_order, look_away, look_further
+from hbmgym.memory_backend.eviction import ORDERS, eviction_order, look_away, look_further, turn_epoch
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.oplog import KV
 from hbmgym.memory_backend.pools import NONE
 from hbmgym.memory_backend.prefix_cache import evict_page, evict_snapshot
 from hbmgym.memory_backend.pricing import PricedAdmission
-from tests.envs.episodes import Ask, make_episode
+from tests.envs.episodes import Ask, make_episode, small_configs, small_episodes
 from tests.envs.test_shortage import (
     CONFIG,
     LAYOUT,
@@ -208,6 +210,13 @@ def evict(table, of_kv, count, found):
                 found[i] = entry
 
 
+@kernel
+def value_anew(table):
+    memory = state_at(table).memory
+    turn_epoch(memory.kv)
+    turn_epoch(memory.ssm)
+
+
 @pytest.mark.parametrize("eviction", ORDERS)
 @pytest.mark.parametrize("pool", ["kv", "ssm"])
 def test_who_is_looked_at_is_who_goes_and_a_look_changes_nothing(eviction, pool):
@@ -215,17 +224,45 @@ def test_who_is_looked_at_is_who_goes_and_a_look_changes_nothing(eviction, pool)
         Ask(0.1 * i, (3 + i % 5) * PAGE + 1, 1 + 70 * (i % 2), [i % 4] * 2 + [i % 7] * (1 + i % 5)) for i in range(24)
     ]
     config = ServingConfig(
-        model="qwen3.5-4b", hbm_gib=1.0, prefill_budget=1024, eviction_epoch_s=0.5, policies=Policies(eviction)
+        model="qwen3.5-4b", hbm_gib=1.0, prefill_budget=1024, eviction_epoch_s=2.0, policies=Policies(eviction)
     )
     core = Core(config, check=True)
     core.reset(make_episode(asks), LAYOUT.share(12))
     finish(core)
+    count = int(getattr(core.memory, pool).meta.cached)
+    assert count > 5
+    look_then_evict(core, pool, count)
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(small_configs(), small_episodes(), st.floats(0, 1), st.integers(0, 60), st.integers(0, 2**32 - 1))
+def test_a_look_while_requests_run_finds_who_goes(config, episode, share, count, seed):
+    """Some pages are live, some continued by several, and nobody can match others; between looks blocks go and come.
+
+    Hits are drawn, so that the pages of a chain are not all worth more, or all less, than those of another.
+    """
+    core = Core(config, check=True)
+    core.reset(episode, share)
+    rng = np.random.default_rng(seed)
+    while not core.done:
+        core.run_window()
+        for pool in ("kv", "ssm"):
+            ranks = getattr(core.memory, pool).ranks
+            ranks["hits"] = rng.integers(0, 4, len(ranks))
+        value_anew(core._table.address)
+        for pool in ("kv", "ssm"):
+            look_then_evict(core, pool, count)
+
+
+def look_then_evict(core, pool, count):
+    """Look at some, then at all, then evict as many as are there but `count` at most."""
     blocks = getattr(core.memory, pool)
-    before = eviction_order(blocks)
-    count = int(blocks.meta.cached)
-    looked_at, gone = np.full(count, NONE), np.full(count, NONE)
-    look_at(core._table.address, blocks.meta.pool == KV, count, looked_at)
-    assert eviction_order(blocks) == before and len(set(looked_at.tolist())) == count > 5
-    core.check()
-    evict(core._table.address, blocks.meta.pool == KV, count, gone)
-    assert gone.tolist() == looked_at.tolist()
+    of_kv, cached, before = blocks.meta.pool == KV, int(blocks.meta.cached), eviction_order(blocks)
+    some, every, gone = (np.full(length, NONE) for length in (count, cached + 2, min(count, cached)))
+    for found in (some, every):
+        look_at(core._table.address, of_kv, len(found), found)
+        core.check()
+        assert eviction_order(blocks) == before
+    assert NONE not in every[:cached] and len(set(every.tolist())) == cached + 1, "each once, then none"
+    evict(core._table.address, of_kv, len(gone), gone)
+    assert gone.tolist() == every[: len(gone)].tolist() == some[: len(gone)].tolist()
