@@ -16,13 +16,15 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from hbmgym.controllers.base import Controller
 from hbmgym.controllers.registry import make_controller, with_parameters
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
+from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.envs.workload import Workload
 from hbmgym.eval.load import rho
-from hbmgym.eval.oracle import phase_oracle
+from hbmgym.eval.oracle import phase_oracle, segment_costs
 from hbmgym.eval.rollout import Cell, Rollout, run_episode
 from hbmgym.files import write_atomically
 
@@ -50,6 +52,8 @@ class Task:
     seed: int
     phase_shares: tuple[float, ...] = ()
     parameters: tuple[tuple[str, float], ...] = ()
+    segment_s: float = 0.0
+    """Other than 0: what it costs is also told by segments of so many seconds."""
 
 
 _worker: dict[str, object] = {}
@@ -64,12 +68,18 @@ def _run_task(task: Task) -> Rollout:
     bench, core = _worker["bench"], _worker["core"]
     assert isinstance(bench, Bench) and isinstance(core, Core)
     episode = bench.workloads[task.workload].episode(bench.part, task.seed)
+    rollout = run_episode(_who(task, episode), core, episode)
+    if task.segment_s:
+        rollout.segments = segment_costs(core, episode, task.segment_s)
+    return rollout
+
+
+def _who(task: Task, episode: Episode) -> Controller:
     if task.phase_shares:
-        oracle = phase_oracle(episode.name, task.phase_shares, task.seed, episode.horizon_s)
-        return run_episode(oracle, core, episode)
+        return phase_oracle(episode.name, task.phase_shares, task.seed, episode.horizon_s)
     if task.parameters:
-        return run_episode(with_parameters(task.controller, dict(task.parameters)), core, episode)
-    return run_episode(make_controller(task.controller), core, episode)
+        return with_parameters(task.controller, dict(task.parameters))
+    return make_controller(task.controller)
 
 
 def _run_rho(question: tuple[int, int, tuple[float, ...]]) -> float:

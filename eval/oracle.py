@@ -82,6 +82,31 @@ def arrival_costs(core: Core, episode: Episode) -> np.ndarray:
     return np.where(measured, costs, 0.0) / measured.sum()
 
 
+def segment_starts_s(episode: Episode, segment_s: float) -> np.ndarray:
+    """float64 (segments,): when the segments of an episode begin; the last one ends at its horizon."""
+    return np.arange(0.0, episode.horizon_s, segment_s)
+
+
+def segment_sums(episode: Episode, segment_s: float, values: np.ndarray) -> np.ndarray:
+    """float64 (segments,): sums of `values`, one per row, over the rows that arrive in each segment."""
+    begin_s = segment_starts_s(episode, segment_s)
+    segment = np.searchsorted(begin_s, episode.rows["arrival_s"], side="right") - 1
+    return np.bincount(segment, values, minlength=len(begin_s))
+
+
+def segment_costs(core: Core, episode: Episode, segment_s: float) -> dict[str, list[float]]:
+    """Of a finished episode, per segment: when it begins and ends, how many measured rows arrive, and what these add to
+    the mean cost."""
+    begin_s = segment_starts_s(episode, segment_s)
+    measured = (episode.rows["measured"] == 1).astype(float)
+    return {
+        "begin_s": begin_s.tolist(),
+        "end_s": [*begin_s[1:].tolist(), episode.horizon_s],
+        "arrivals": segment_sums(episode, segment_s, measured).tolist(),
+        "cost": segment_sums(episode, segment_s, arrival_costs(core, episode)).tolist(),
+    }
+
+
 def cheapest_path(costs: np.ndarray, move: np.ndarray) -> tuple[list[int], float]:
     """The choices that minimise the sum of `costs` (segments, choices) and `move` (choices, choices), and that sum.
 
@@ -111,16 +136,15 @@ def dynamic_candidates(episode: Episode, shares: Sequence[float], costs: np.ndar
     seen: set[tuple[tuple[float, int], ...]] = {((0.0, best),)}
     yield ScheduleOracle(DYNAMIC, [0.0], [shares[best]])
     for segment_s in SEGMENTS_S:
-        edges_s = np.arange(0.0, episode.horizon_s, segment_s)
-        segment = np.searchsorted(edges_s, episode.rows["arrival_s"], side="right") - 1
-        sums = np.array([np.bincount(segment, own, minlength=len(edges_s)) for own in costs])
+        begin_s = segment_starts_s(episode, segment_s)
+        sums = np.array([segment_sums(episode, segment_s, own) for own in costs])
         for price in PRICES:
             path, _ = cheapest_path(sums.T, price * distance)
             changes = [0, *(1 + np.flatnonzero(np.diff(path))).tolist()]
-            key = tuple((float(edges_s[i]), path[i]) for i in changes)
+            key = tuple((float(begin_s[i]), path[i]) for i in changes)
             if key not in seen:
                 seen.add(key)
-                yield ScheduleOracle(DYNAMIC, [begin_s for begin_s, _ in key], [shares[choice] for _, choice in key])
+                yield ScheduleOracle(DYNAMIC, [from_s for from_s, _ in key], [shares[choice] for _, choice in key])
 
 
 def best_replay(core: Core, episode: Episode, shares: Sequence[float], costs: np.ndarray) -> Rollout:

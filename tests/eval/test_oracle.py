@@ -17,10 +17,11 @@ from hbmgym.eval.oracle import (
     coordinate_descent,
     dynamic_candidates,
     phase_oracle,
+    segment_costs,
 )
 from hbmgym.eval.rollout import run_episode
 
-from .traffic import CONFIG, MIX
+from .traffic import CHAT, CONFIG, MIX
 
 CHOICES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -65,6 +66,19 @@ def test_the_phase_oracle_moves_at_phase_edges_only():
     requested = run_episode(oracle, Core(CONFIG), episode).history["kv_share_requested"]
     changes = sum(a != b for a, b in itertools.pairwise(requested))
     assert changes == len(phase_schedule("mix-shift", 10_000, episode.horizon_s)) - 1
+
+
+def test_segments_hold_every_measured_request_and_its_cost_once():
+    episode, core = CHAT.episode("validation", 10_000), Core(CONFIG)
+    cost = run_episode(StaticController(0.5), core, episode).cell["cost"]
+    for segment_s in (7.0, 60.0, 1e6):
+        segments = segment_costs(core, episode, segment_s)
+        assert sum(segments["cost"]) == pytest.approx(cost)
+        assert sum(segments["arrivals"]) == (episode.rows["measured"] == 1).sum()
+        assert segments["begin_s"] == [0.0, *segments["end_s"][:-1]]
+        assert segments["end_s"][-1] == episode.horizon_s
+        first = episode.rows["arrival_s"] < segments["end_s"][0]
+        assert segments["arrivals"][0] == (episode.rows["measured"][first] == 1).sum()
 
 
 def test_the_cheapest_path_is_that_of_brute_force():
