@@ -1,40 +1,52 @@
-"""The regret table: sane cases of the map, equal episodes, one line for a bad map."""
+"""The regret table: sane cases of the map, equal episodes, marks where there is room, one line for a bad map."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from hbmgym.eval.regret import Regret, SaneCase, main, measure, sane_cases, summary
+from hbmgym.envs.platforms import find_platform
+from hbmgym.eval.opportunities.cases import Case
+from hbmgym.eval.regret import main
+from hbmgym.eval.regrets.cases import SaneCase, sane_cases
+from hbmgym.eval.regrets.measure import Regret, measure
+from hbmgym.eval.regrets.summary import groups, price_of_saving, summary
 
 MAP = Path(__file__).parents[2] / "results" / "opportunity.json"
-CASE = SaneCase("steady-chat", "qwen3-next-80b-a3b@h200", 0.5, 0.25, 0.1, 0.2)
+DEFAULT = find_platform("qwen3-next-80b-a3b@h200")
 
 
-def regret(cost: list[float], best: list[float]) -> Regret:
-    def cells(costs: list[float]) -> list[dict[str, float]]:
-        return [{"cost": c, "ttft_p99_s": 2.0 * c, "bytes_migrated": 2.0**31} for c in costs]
+def sane(scenario: str = "steady-chat", cost_room: float = 0.1, trace: str = "") -> SaneCase:
+    return SaneCase(Case(DEFAULT, scenario, trace), 0.5, 0.25, cost_room, 0.2, best_cost=1.0, episodes=2)
 
-    return Regret(CASE, {CASE.best_static: cells(best), "rule": cells(cost)})
+
+def regret(cost: Sequence[float], best: Sequence[float], case: SaneCase | None = None, hit_rate: float = 0.5) -> Regret:
+    def cells(costs: Sequence[float]) -> list[dict[str, float]]:
+        return [{"cost": c, "ttft_p99_s": 2.0 * c, "bytes_migrated": 2.0**31, "hit_rate": hit_rate} for c in costs]
+
+    case = case or sane()
+    return Regret(case, {case.best_static: cells(best), "rule": cells(cost)})
 
 
 def test_sane_cases_can_be_served_by_a_static_split():
     rows = {(row["case"], row["platform"]): row for row in json.loads(MAP.read_text(encoding="utf-8"))}
     cases = sane_cases(MAP)
     for case in cases:
-        row = rows[case.scenario, case.platform]
+        row = rows[case.name, case.platform]
         assert row["rho"] < 1.0 and row["best_static_rejected_share"] <= 0.01
         assert row["verdict"] not in ("overloaded", "turns away")
-    left_out = {key for key in rows if key not in {(case.scenario, case.platform) for case in cases}}
-    assert ("mix-shift-60", "qwen3-next-80b-a3b@h200") in left_out
+    left_out = {key for key in rows if key not in {(case.name, case.platform) for case in cases}}
+    assert ("mix-shift-60", DEFAULT.name) in left_out
     assert ("mix-shift", "falcon-h1-34b@h100") in left_out
+    assert ("mooncake_conversation", DEFAULT.name) in left_out
     chosen = sane_cases(MAP, ["falcon-h1-34b@h100"], ["burst"])
-    assert [(case.scenario, case.platform) for case in chosen] == [("burst", "falcon-h1-34b@h100")]
+    assert [(case.name, case.platform) for case in chosen] == [("burst", "falcon-h1-34b@h100")]
 
 
 def test_a_regret_is_relative_to_the_best_static_of_the_same_episodes():
     measured = regret([0.9, 1.2], [1.0, 1.0])
-    assert measured.relative("rule")[0] == pytest.approx(0.05)
+    assert measured.excess("rule") == measured.relative("rule")[0] == pytest.approx(0.05)
     assert measured.worst_seed("rule", "cost") == pytest.approx(0.2)
     assert measured.gap_closed("rule") == pytest.approx(-0.5)
 
@@ -45,22 +57,65 @@ def test_the_summary_tells_the_worst_case():
     assert totals["median"] == pytest.approx(0.02)
     assert (totals["far"], totals["cases"], totals["gib_migrated"]) == (1, 3, 2.0)
     assert totals["gap_closed_median"] == pytest.approx(-0.2)
+    assert totals["share_error"] is None
+
+
+def test_only_cases_with_room_have_a_gap_to_close():
+    cases = [regret([0.9], [1.0], sane(cost_room=0.049)), regret([0.98], [1.0], sane(cost_room=0.05))]
+    assert summary(cases, "rule")["gap_closed_median"] == pytest.approx(0.4)
+    assert summary(cases[:1], "rule")["gap_closed_median"] is None
+
+
+def test_bytes_are_set_against_all_that_is_saved():
+    price = price_of_saving([regret([0.9], [1.0]), regret([1.05], [1.0])], "best static", "rule")
+    assert price == pytest.approx({"gib": 4.0, "saved_percent": 5.0, "gib_per_percent": 0.8})
+    lost = price_of_saving([regret([1.1], [1.0])], "best static", "rule")
+    assert lost is not None and lost["gib_per_percent"] is None
+    assert price_of_saving([regret([0.9], [1.0])], "sglang-0.9", "rule") is None
+
+
+def test_a_map_of_other_traffic_is_told():
+    assert regret([1.0, 1.0], [1.0, 1.0]).is_as_mapped
+    assert not regret([1.0, 1.0], [1.0, 1.1]).is_as_mapped
+    assert regret([1.0], [1.1]).is_as_mapped  # of other episodes nothing is known
+
+
+def test_kinds_are_facts_of_traffic_and_cells():
+    cases = {
+        "shifting": regret([1.0], [1.0], sane("mix-burst")),
+        "steady": regret([1.0], [1.0], sane("trend")),
+        "no reuse": regret([1.0], [1.0], sane("mix-shift"), hit_rate=0.0),
+        "recorded": regret([1.0], [1.0], sane("", trace="some.npz")),
+    }
+    assert [case.kind for case in cases.values()] == list(cases)
+    everything = list(cases.values())
+    reused = [case for case in everything if case.kind != "no reuse"]
+    assert groups(everything) == {"something reused": reused, **{kind: [case] for kind, case in cases.items()}}
 
 
 def test_the_best_static_may_be_asked_for():
-    case = sane_cases(MAP, [CASE.platform], ["idle"])[0]
+    case = sane_cases(MAP, [DEFAULT.name], ["idle"])[0]
     measured = measure([case], [case.best_static, "sglang-0.9"], [10_000, 10_001], 1, False)[0]
     assert {name: len(cells) for name, cells in measured.cells.items()} == {case.best_static: 2, "sglang-0.9": 2}
     assert measured.relative(case.best_static)[0] == 0.0
 
 
 def test_the_command_prints_and_keeps_the_table(tmp_path, capsys):
-    asked = ["--platform", CASE.platform, "--scenario", "idle", "--seeds", "2", "--jobs", "1"]
+    asked = ["--platform", DEFAULT.name, "--scenario", "idle", "--seeds", "2", "--jobs", "1"]
     main([*asked, "--map", str(MAP), "--controllers", "sglang-0.9", "--out", str(tmp_path / "out")])
     kept = json.loads((tmp_path / "out" / "regret.json").read_text(encoding="utf-8"))
     assert [row["case"] for row in kept["cases"]] == ["idle"]
     assert kept["summary"]["sglang-0.9"]["cases"] == 1
     assert "idle" in capsys.readouterr().out
+
+
+def test_the_distance_to_good_splits_is_measured_when_asked_for(tmp_path, capsys):
+    asked = ["--platform", DEFAULT.name, "--scenario", "idle", "--share-error", "--seeds", "1", "--jobs", "1"]
+    main([*asked, "--controllers", "sglang-0.9,demand", "--out", str(tmp_path / "out")])
+    shares = json.loads((tmp_path / "out" / "regret.json").read_text(encoding="utf-8"))["cases"][0]["share_error"]
+    assert len(shares) == 3 and {"sglang-0.9", "demand"} < set(shares)
+    assert all(0.0 <= share["error"] <= share["mae"] <= 1.0 for share in shares.values())
+    assert "share error" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
