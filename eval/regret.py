@@ -39,7 +39,10 @@ class RegretOptions:
     controllers: str = option("sglang-0.9,demand,gradient,convex,helm", "comma-separated, as compare.py names them")
     seeds: int = option(10, "validation episodes per case")
     platform: tuple[str, ...] = option((), "of the map, repeatable (default: all)")
-    scenario: tuple[str, ...] = option((), "of the map, repeatable (default: all)")
+    scenario: tuple[str, ...] = option((), "of the map, repeatable (default: all, unless traces are given)")
+    trace: tuple[str, ...] = option(
+        (), "recorded trace that the map has by its name, repeatable; its load is calibrated", metavar="PATH"
+    )
     map: str = option(MAP, "map.json of eval/opportunity.py", metavar="PATH")
     share_error: bool = option(False, "also the distance to good splits, for which some 20 static ones are run")
     jobs: int = option(min(2, os.cpu_count() or 1), "processes")
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with user_errors():
         names = _names(options)
         seeds = seeds_for("validation", options.seeds)
-        chosen = sane_cases(Path(options.map), options.platform, options.scenario)
+        chosen = sane_cases(Path(options.map), options.platform, options.scenario, options.trace)
         if options.out:
             claim_folder(Path(options.out))
     progress = options.progress and sys.stderr.isatty()

@@ -1,12 +1,13 @@
 """The cases of the opportunity map on which controllers are judged: those that a static split can serve."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hbmgym.envs.platforms import find_platform
+from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.eval.opportunities.cases import Case
 from hbmgym.eval.opportunities.verdict import TURNED_AWAY
@@ -51,20 +52,34 @@ def static_name(share: float) -> str:
     return f"static-{share:.6f}"
 
 
-def sane_cases(path: Path, platforms: Sequence[str] = (), scenarios: Sequence[str] = ()) -> list[SaneCase]:
-    """The map's sane cases of generated scenarios; ValueError in one line for a bad file or when none is left."""
-    rows = _sane_rows(path)
-    wanted = set(scenarios or SCENARIOS)
+def sane_cases(
+    path: Path, platforms: Sequence[str] = (), scenarios: Sequence[str] = (), traces: Sequence[str] = ()
+) -> list[SaneCase]:
+    """The map's sane cases: of all scenarios, of these, or of files whose name without what follows a dot is a case of
+    the map, at the load that its recipe finds. ValueError in one line for a bad file or when no case is left."""
+    files = _by_name(traces)
+    rows = _sane_rows(path, files)
+    wanted = {*files, *(scenarios if scenarios or traces else SCENARIOS)}
     chosen = [row for row in rows if row["case"] in wanted and (not platforms or row["platform"] in platforms)]
     if not chosen:
         known = ", ".join(sorted({row["platform"] for row in rows}))
         raise ValueError(f"no sane case of the map is left: its platforms are {known}")
-    return [_case(row) for row in chosen]
+    return [_case(row, files.get(row["case"], "")) for row in chosen]
 
 
-def _sane_rows(path: Path) -> list[Row]:
+def _by_name(traces: Sequence[str]) -> dict[str, str]:
+    files = {Path(path).name.split(".")[0]: path for path in traces}
+    if len(files) < len(traces):
+        raise ValueError("--trace names one case of the map twice")
+    for path in traces:
+        load_trace(Path(path))
+    return files
+
+
+def _sane_rows(path: Path, files: Mapping[str, str]) -> list[Row]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
+        recorded = {row["case"] for row in rows} - set(SCENARIOS)
         sane = [row for row in rows if _is_sane(row)]
         for row in sane:
             _case(row)
@@ -72,6 +87,8 @@ def _sane_rows(path: Path) -> list[Row]:
         raise ValueError(f"{path}: {error.strerror}; run eval/opportunity.py, or give its map.json as --map") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: is no map of eval/opportunity.py ({error})") from None
+    if unknown := [file for name, file in files.items() if name not in recorded]:
+        raise ValueError(f"--trace {unknown[0]}: the map's recorded traces are {', '.join(sorted(recorded)) or 'none'}")
     return sane
 
 
@@ -79,9 +96,9 @@ def _is_sane(row: Row) -> bool:
     return row["rho"] is not None and row["rho"] < 1.0 and row["best_static_rejected_share"] <= TURNED_AWAY
 
 
-def _case(row: Row) -> SaneCase:
+def _case(row: Row, trace: str = "") -> SaneCase:
     platform = find_platform(row["platform"])  # refuses what it does not know
-    traffic = Case(platform, scenario=row["case"])
+    traffic = Case(platform, trace=trace).calibrated() if trace else Case(platform, scenario=row["case"])
     cost_room, p99_room = (row["room"][figure][0] or 0.0 for figure in ("cost", "ttft_p99_s"))
     best = row["best_static_share"]
     return SaneCase(traffic, row["rho"], best, cost_room, p99_room, row["best_static_cost"], row["episodes"])

@@ -352,7 +352,7 @@ def test_a_bad_number_of_an_evaluation_is_named(script, flag, value, refusal):
     assert flag.strip("-") in refusal(script, flag, value)
 
 
-@pytest.mark.parametrize("script", ["eviction", "opportunity", "tune"])
+@pytest.mark.parametrize("script", ["eviction", "opportunity", "regret", "tune"])
 def test_a_trace_that_is_not_there_is_named(script, refusal):
     assert "nowhere.jsonl: cannot be read: No such file" in refusal(script, "--trace", "nowhere.jsonl")
 

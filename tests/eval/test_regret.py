@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,11 @@ from hbmgym.eval.regrets.cases import SaneCase, sane_cases
 from hbmgym.eval.regrets.measure import Regret, measure
 from hbmgym.eval.regrets.summary import groups, price_of_saving, summary
 
+from .traffic import HBM_GIB, MODEL, write_trace
+
 MAP = Path(__file__).parents[2] / "results" / "opportunity.json"
 DEFAULT = find_platform("qwen3-next-80b-a3b@h200")
+SMALL = f"{MODEL}@h200@{HBM_GIB:g}"
 
 
 def sane(scenario: str = "steady-chat", cost_room: float = 0.1, trace: str = "") -> SaneCase:
@@ -27,6 +31,13 @@ def regret(cost: Sequence[float], best: Sequence[float], case: SaneCase | None =
 
     case = case or sane()
     return Regret(case, {case.best_static: cells(best), "rule": cells(cost)})
+
+
+def row(name: str) -> dict[str, Any]:
+    """A row of a map."""
+    rooms = {"cost": [0.1, 0.0, 0.2], "ttft_p99_s": [None, None, None]}
+    best = {"best_static_share": 0.5, "best_static_cost": 0.5, "best_static_rejected_share": 0.0}
+    return {"case": name, "platform": SMALL, "rho": 0.5, "episodes": 1, "room": rooms, **best}
 
 
 def test_sane_cases_can_be_served_by_a_static_split():
@@ -109,13 +120,33 @@ def test_the_command_prints_and_keeps_the_table(tmp_path, capsys):
     assert "idle" in capsys.readouterr().out
 
 
-def test_the_distance_to_good_splits_is_measured_when_asked_for(tmp_path, capsys):
-    asked = ["--platform", DEFAULT.name, "--scenario", "idle", "--share-error", "--seeds", "1", "--jobs", "1"]
+def test_a_recorded_trace_is_judged_with_its_distance_to_good_splits(tmp_path, capsys):
+    trace, table = write_trace(tmp_path / "own.jsonl", span_s=9000.0), tmp_path / "map.json"
+    table.write_text(json.dumps([row("own"), row("idle"), row("other")]))
+    asked = ["--map", str(table), "--trace", str(trace), "--share-error", "--seeds", "1", "--jobs", "1"]
     main([*asked, "--controllers", "sglang-0.9,demand", "--out", str(tmp_path / "out")])
-    shares = json.loads((tmp_path / "out" / "regret.json").read_text(encoding="utf-8"))["cases"][0]["share_error"]
-    assert len(shares) == 3 and {"sglang-0.9", "demand"} < set(shares)
+    kept = json.loads((tmp_path / "out" / "regret.json").read_text(encoding="utf-8"))
+    assert [(case["case"], case["kind"]) for case in kept["cases"]] == [("own", "recorded")]
+    assert 0.0 < kept["cases"][0]["load"] <= 1.0
+    shares = kept["cases"][0]["share_error"]
+    assert set(shares) == {"static-0.500000", "sglang-0.9", "demand"}
     assert all(0.0 <= share["error"] <= share["mae"] <= 1.0 for share in shares.values())
-    assert "share error" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "share error" in said and "are not independent" in said
+    assert f"own on {SMALL}: the best static costs" in said and "in the map 0.5000" in said
+
+
+def test_a_trace_that_the_map_has_not_is_named(tmp_path, capsys):
+    trace = write_trace(tmp_path / "idle.jsonl")
+    for arguments, message in (
+        ([trace], "idle.jsonl: the map's recorded traces are agentic_claude_code_weka, "),
+        ([trace, trace], "names one case of the map twice"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([word for path in arguments for word in ("--trace", str(path))])
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
