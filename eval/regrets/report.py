@@ -37,8 +37,7 @@ def print_regrets(regrets: Sequence[Regret], names: Sequence[str]) -> None:
         title = f"where it saves {P99_ROOM:.0%} of the p99 TTFT: p99 TTFT over the best static's - 1, worst seed, %"
         console.print(_table(title, room, names, _p99))
     if regrets[0].share_errors:
-        title = f"share error: distance to the splits within {EPSILON:.0%} of a {SEGMENT_S:.0f} s segment's best"
-        console.print(_table(title, regrets, (BEST_STATIC, *names), _share))
+        console.print(_shares(regrets, names))
     console.print(_summary(regrets, names))
     for line in _notes(regrets):
         print(line)
@@ -90,8 +89,15 @@ def _p99(regret: Regret, name: str) -> str:
     return f"{_percent(regret.relative(name, 'ttft_p99_s'))}, {worst:+.0f}"
 
 
-def _share(regret: Regret, name: str) -> str:
-    return f"{regret.share_errors[regret.case.best_static if name == BEST_STATIC else name].error:.3f}"
+def _shares(regrets: Sequence[Regret], names: Sequence[str]) -> Table:
+    title = f"share error: distance to the splits within {EPSILON:.0%} of the best of a {SEGMENT_S:.0f} s segment"
+    table = _empty(title, ("case", "platform", "kind"), ("requests", BEST_STATIC, *names))
+    for regret in regrets:
+        case = regret.case
+        shares = [regret.share_errors[name] for name in (case.best_static, *names)]
+        errors = (f"{share.error:.3f}" for share in shares)
+        table.add_row(case.name, case.platform, regret.kind, f"{shares[0].requests:.0f}", *errors)
+    return table
 
 
 def _summary(regrets: Sequence[Regret], names: Sequence[str]) -> Table:
@@ -143,10 +149,10 @@ def _notes(regrets: Sequence[Regret]) -> list[str]:
         "best static finds nothing in its cache; it caps concurrency."
     ]
     if regrets[0].share_errors:
-        requests = {regret.share_errors[regret.case.best_static].requests for regret in regrets}
         lines.append(
-            f"share error: means over segments by requests, of which a segment has {min(requests):.0f} to "
-            f"{max(requests):.0f} by case; the statics know nothing of carried-over state."
+            "share error: means over segments, weighted by their requests, of which one has as many as the table says: "
+            "with few, chance says which splits are good, as the best static's own error shows. The statics know "
+            "nothing of carried-over state."
         )
     if any(regret.case.is_recorded for regret in regrets):
         lines.append(

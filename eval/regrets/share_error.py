@@ -9,8 +9,8 @@ its requests.
 
 The statics know nothing of carried-over state: each meets a segment with the cache that it has always held, while who
 has moved there must fill it first. A split that is far from this set may hence be the right one for now, and following
-the set from segment to segment may cost more than it saves. And with few requests in a segment J_w is noisy: their
-number is told with every error.
+the set from segment to segment may cost more than it saves. And with few requests in a segment J_w is noisy and the set
+small by chance: their number is told with every error, and the error of the best static beside it.
 """
 
 from collections.abc import Sequence
