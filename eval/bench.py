@@ -161,7 +161,7 @@ def measure_decision() -> Figures:
     for name in VARIANTS:
         spent = _time_decisions(make_variant(name, policy), core.setup, records, 20_000)
         figures |= {f"decision_us_{key}_{name}": value for key, value in spent.items()}
-    figures["adapter_us_p50"] = figures["decision_us_p50_helm"] - figures["decision_us_p50_helm-burst"]
+    figures["adapter_us_p50"] = figures["decision_us_p50_helm-residual"] - figures["decision_us_p50_helm-base"]
     for name in MOVING_CONTROLLERS:
         spent = _time_decisions(make_controller(name), core.setup, records, 2_000)
         figures |= {f"decision_us_{key}_{name}": value for key, value in spent.items()}

@@ -1,6 +1,6 @@
-"""HelmController: a frozen base policy, an online residual adapter and burst-aware recovery, as one decision.
+"""HelmController: a frozen base policy, an online residual adapter, burst-aware recovery and a cap, as one decision.
 
-    action = project(rate_limit(base(observation) + gate * residual + burst))
+    action = project(rate_limit(base(observation) + gate * residual + burst))        or, where nothing is reused, a cap
 
 In the manner of HELM (arXiv 2605.04450), whose parts are named in its abstract and whose formulas are not public; see
 docs/helm.md. One kernel goes from the Telemetry record to the share to ask for.
@@ -17,6 +17,7 @@ from hbmgym.controllers.actions import RULE_FIELDS, move, prepare
 from hbmgym.controllers.base import HOLD, TELEMETRY, Decision, Setup
 from hbmgym.controllers.helm.arrays import read_arrays, write_arrays
 from hbmgym.controllers.helm.burst import BURST, BURST_FIELDS, STATES, burst_action, most_change, watch_arrivals
+from hbmgym.controllers.helm.cap import CAP_FIELDS, ask_for_cap, nothing_reused
 from hbmgym.controllers.helm.mlp import forward
 from hbmgym.controllers.helm.parameters import HelmParameters
 from hbmgym.controllers.helm.policy import Header, Policy
@@ -31,13 +32,13 @@ _PARAMETERS = tuple(field.name for field in dataclasses.fields(HelmParameters))
 # kv_share per second that may change in recovery; base's action of the last decision; inputs that lay outside the range
 # of training in it, and in how many decisions that was too many; how it began (_NEW, _RUNNING, _RESTORED).
 _OWN = ("refill_per_s", "base", "outside", "unfamiliar", "started")
-_NAMES = (*_PARAMETERS, *RULE_FIELDS, *RESIDUAL_FIELDS, *BURST_FIELDS, *_OWN)
+_NAMES = (*_PARAMETERS, *RULE_FIELDS, *RESIDUAL_FIELDS, *BURST_FIELDS, *CAP_FIELDS, *_OWN)
 _NEW, _RUNNING, _RESTORED = 0.0, 1.0, 2.0
 _STATE = np.dtype((np.record, [(name, "f8") for name in _NAMES]))
 # Those that say under what a state was learned.
 _GIVEN = (*_PARAMETERS, "low", "high", "hold", "max_step", "absolute", "refill_per_s")
 _TELEMETRY = np.dtype((np.record, TELEMETRY))
-_NONE_YET = ("told", "first_cost", "cost_before", "forced_cost")
+_NONE_YET = ("told", "first_cost", "cost_before", "forced_cost", "cap")
 
 
 class StateError(ValueError):
@@ -77,6 +78,10 @@ def _decide(record, state, observation, low, high, weights, sizes, scratch):
     observe_record(record, observation)
     _clip_to_range(observation, low, high, s)
     s.base = action = _base_action(observation, weights, sizes, scratch, s)
+    if s.caps > 0.0 and nothing_reused(t, s):
+        if s.bursts > 0.0:
+            watch_arrivals(t, s)
+        return ask_for_cap(t, s)
     if s.most_residual == 0.0 and s.bursts == 0.0:
         return move(s, action, math.inf)
     gap = price_gap(t, s)
@@ -91,7 +96,8 @@ def _decide(record, state, observation, low, high, weights, sizes, scratch):
 
 
 class HelmController:
-    """The base's action, corrected by what the pools are short of, with bursts watched; one kernel call per decision.
+    """The base's action, corrected by what the pools are short of, with bursts watched, or a cap on concurrency where
+    nothing is reused; one kernel call per decision.
 
     Without a policy the base keeps a static share of .5, around which the adapter moves: an ablation.
     """

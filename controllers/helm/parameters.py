@@ -76,6 +76,33 @@ class HelmParameters:
     refill_part: float = 0.02
     """Part of the worker's rate at which chunks may move in recovery."""
 
+    # The cap on concurrency.
+    caps: bool = True
+    """Does the split only cap how many run at once, where nothing is reused?"""
+    no_reuse: float = 0.005
+    """It does when less than this part of the prompt tokens was reused, or would have been without evictions..."""
+    reuse_again: float = 0.01
+    """... and until it is more than this."""
+    reuse_average_requests: float = 200.0
+    """Requests over which that part is averaged; a plain mean before."""
+    reuse_least_requests: float = 20.0
+    """Requests to be seen before the first cap: fewer may be the first turns of all their sessions."""
+    reuse_least_s: float = 150.0
+    """Seconds to be seen before the first cap: the second turns come that late."""
+    cap_balance: float = 0.9
+    """Ratio of mean TTFT / SLO to mean TPOT / SLO that the cap seeks."""
+    cap_down_per_s: float = 0.004
+    """The cap falls by at most this part per second: by half in three minutes, so that it outlasts the calm between
+    two bursts."""
+    cap_up_per_s: float = 0.02
+    """The cap grows by at most this part per second."""
+    cap_queue: float = 2.0
+    """A queue is long when it exceeds the cap so many times..."""
+    cap_wait: float = 0.6
+    """... and its mean wait / SLO exceeds mean TPOT / SLO so many times."""
+    cap_opening: float = 0.3
+    """Part of a long queue that is let in at once; all of it would cost the others their TPOT."""
+
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             low, high = _RANGES.get(name, (0.0, math.inf))
@@ -89,9 +116,19 @@ class HelmParameters:
 _PART = (0.0, 1.0)
 _RANGES = {
     **dict.fromkeys(("most_outside", "most_residual", "most_burst", "gate_start", "gate_growth", "refill_part"), _PART),
+    **dict.fromkeys(("no_reuse", "reuse_again", "cap_down_per_s", "cap_up_per_s", "cap_opening"), _PART),
     "forced_part": (0.0, 0.5),
     "interval_windows": (1, 1000),
     "harm_times": (1, 1000),
     "seed": (1, 2**31 - 2),
 }
-_ABOVE_ZERO = ("leak_s", "price_average_s", "cusum_alarm", "most_z", "dispersion", "refill_part")
+_ABOVE_ZERO = (
+    "leak_s",
+    "price_average_s",
+    "cusum_alarm",
+    "most_z",
+    "dispersion",
+    "refill_part",
+    "reuse_average_requests",
+    "cap_balance",
+)

@@ -10,4 +10,4 @@ class PpoController(HelmController):
     alone."""
 
     def __init__(self, policy: Policy) -> None:
-        super().__init__(policy, HelmParameters(most_residual=0.0, bursts=False), "ppo")
+        super().__init__(policy, HelmParameters(most_residual=0.0, bursts=False, caps=False), "ppo")

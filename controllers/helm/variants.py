@@ -14,9 +14,10 @@ STATIC_RESIDUAL = "helm-static-residual"
 # What differs from the defaults.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "helm": {},
-    "helm-base": {"most_residual": 0.0, "bursts": False},
-    "helm-residual": {"bursts": False},
-    "helm-burst": {"most_residual": 0.0},
+    "helm-base": {"most_residual": 0.0, "bursts": False, "caps": False},
+    "helm-residual": {"bursts": False, "caps": False},
+    "helm-burst": {"most_residual": 0.0, "caps": False},
+    "helm-cap": {"most_residual": 0.0, "bursts": False},
     "helm-freeze": {"freeze_in_burst": True},
 }
 
@@ -28,7 +29,7 @@ def make_variant(name: str, policy: Policy) -> HelmController:
 
 def static_residual() -> HelmController:
     """The adapter around a static share of .5, without base and bursts."""
-    return HelmController(None, HelmParameters(bursts=False), STATIC_RESIDUAL)
+    return HelmController(None, HelmParameters(bursts=False, caps=False), STATIC_RESIDUAL)
 
 
 def shipped_policy() -> Policy:

@@ -22,7 +22,7 @@ from .test_episodes import CROWDED, SMALL
 from .test_policy import make_layers
 from .test_registry import constant_policy
 
-ZERO_BOUND = HelmParameters(most_residual=0.0, bursts=False)
+ZERO_BOUND = HelmParameters(most_residual=0.0, bursts=False, caps=False)
 
 
 class PlainBase:

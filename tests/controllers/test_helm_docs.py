@@ -43,6 +43,14 @@ def test_the_page_has_the_defaults():
         f"to normal after {p.cooldown_s:g} s",
         f"clip(v price_kv - price_ssm, -+{p.most_burst:g})",
         f"{100 * p.refill_part:g} % of the rate",
+        f"averaged per request over {p.reuse_average_requests:g} requests",
+        f"once that is below {p.no_reuse:g} after".replace("0.", "."),
+        f"at least {p.reuse_least_requests:g} requests and {p.reuse_least_s:g} s",
+        f"until it is above {p.reuse_again:g}.".replace("0.", "."),
+        f"log((TTFT + .01) / ({p.cap_balance:g} TPOT + .01)), -+1)".replace("0.", "."),
+        f"({p.cap_up_per_s:g} / s where g > 0, else {p.cap_down_per_s:g} / s))".replace("0.", "."),
+        f"running + {p.cap_opening:g} waiting) where waiting > {p.cap_queue:g} cap",
+        f"mean wait / SLO > {p.cap_wait:g} TPOT".replace("0.", "."),
     ):
         assert words in text, words
     assert p.burst_gain == p.dispersion == 1.0  # factors that the formulas leave out
