@@ -27,10 +27,19 @@ def move(rule, action, most_change):
         wanted = rule.wanted + rule.max_step * action
     wanted = min(max(wanted, rule.wanted - most_change), rule.wanted + most_change)
     rule.wanted = min(max(wanted, rule.low), rule.high)
-    if abs(rule.wanted - rule.asked) < rule.hold:
+    share = _at_an_end(rule)
+    if abs(share - rule.asked) < rule.hold:
         return math.nan
-    rule.asked = rule.wanted
-    return rule.asked
+    rule.asked = share
+    return share
+
+
+@subkernel
+def _at_an_end(rule):
+    """The wanted share, or the bound that it has all but reached: else the last slot could never be asked for."""
+    if rule.high - rule.wanted < rule.hold:
+        return rule.high
+    return rule.low if rule.wanted - rule.low < rule.hold else rule.wanted
 
 
 @kernel
@@ -51,7 +60,8 @@ class ShareAction:
 
     incremental: wanted share += max_step * action. absolute: -1 is the smallest share, 1 the largest.
     The wanted share is kept as a float, so that small actions add up; while it differs from what was last asked for by
-    less than a slot and a chunk, the action is a hold. A share that is asked for therefore always changes the split.
+    less than a slot and a chunk, the action is a hold, and so near to a bound it counts as the bound. A share that is
+    asked for therefore always changes the split.
     """
 
     def __init__(self, kind: str = "incremental", max_step: float = DEFAULT_MAX_STEP) -> None:

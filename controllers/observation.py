@@ -5,6 +5,7 @@ day, the length of the episode or the trace.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -14,56 +15,81 @@ from hbmgym.memory_backend.jit import kernel, subkernel
 # Reference points of the logarithms: the middle of what is served, not limits.
 TOKENS_REFERENCE = 4096.0
 BUDGET_REFERENCE_BYTES = 32.0 * 2**30
+CONCURRENCY_REFERENCE = 32.0
 
 # name, formula over Telemetry fields. squash(x) = x / (1 + x); ratios are 0 where the whole is 0; all is clipped to
 # [-1, 1]. Before the first arrival kv_demand counts as kv_share_effective.
-OBSERVATION_TABLE: tuple[tuple[str, str], ...] = (
-    ("kv_share_effective", "2 kv_share_effective - 1"),
-    ("kv_share_requested", "2 kv_share_requested - 1"),
-    ("kv_share_pending", "5 (kv_share_requested - kv_share_effective)"),
-    ("kv_share_position", "place of kv_share_requested between its bounds, -1 to 1"),
-    ("moving_chunks", "log(1 + moving_chunks) / 10"),
-    ("kv_live", "kv_live / kv_capacity"),
-    ("kv_cached", "kv_cached / kv_capacity"),
-    ("kv_free", "kv_free / kv_capacity"),
-    ("ssm_live", "ssm_live / ssm_capacity"),
-    ("ssm_cached", "ssm_cached / ssm_capacity"),
-    ("ssm_free", "ssm_free / ssm_capacity"),
-    ("waiting", "log(1 + waiting) / 7"),
-    ("running", "running / concurrency_cap"),
-    ("oldest_wait", "squash(oldest_wait_over_slo)"),
-    ("mean_wait", "squash(mean_wait_over_slo)"),
-    ("arrivals_now", "log((1 + window_s arrivals_per_s) / (1 + window_s arrivals_per_s_10s)) / 3"),
-    ("arrivals_trend", "log((1 + 10 s arrivals_per_s_10s) / (1 + 10 s arrivals_per_s_100s)) / 3"),
-    ("finished_now", "log((1 + window_s finished_per_s) / (1 + window_s arrivals_per_s)) / 3"),
-    ("token_rate_10s", "squash(prompt_tokens_per_s_10s 60 s kv_token_bytes / budget_bytes)"),
-    ("token_rate_100s", "squash(prompt_tokens_per_s_100s 60 s kv_token_bytes / budget_bytes)"),
-    ("tokens_per_request_10s", "log((64 + tokens_per_request_10s) / 4096) / 5"),
-    ("tokens_per_request_100s", "log((64 + tokens_per_request_100s) / 4096) / 5"),
-    ("kv_demand_10s", "2 kv_demand_10s - 1"),
-    ("kv_demand_100s", "2 kv_demand_100s - 1"),
-    ("kv_demand_gap_10s", "kv_demand_10s - kv_share_effective"),
-    ("kv_demand_gap_100s", "kv_demand_100s - kv_share_effective"),
-    ("hit_rate_10s", "hit_rate_10s"),
-    ("hit_rate_100s", "hit_rate_100s"),
-    ("kv_loss", "squash(4 kv_loss_tokens_per_s / prompt_tokens_per_s_10s)"),
-    ("ssm_loss", "squash(4 ssm_loss_tokens_per_s / prompt_tokens_per_s_10s)"),
-    ("kv_evictions", "squash(kv_evictions_per_s 60 s / kv_capacity)"),
-    ("ssm_evictions", "squash(ssm_evictions_per_s 60 s / ssm_capacity)"),
-    ("blocked_kv", "blocked_kv_fraction"),
-    ("blocked_ssm", "blocked_ssm_fraction"),
-    ("preemptions", "squash(preemptions / (1 + window_s arrivals_per_s))"),
-    ("rejected", "squash(rejected / (1 + window_s arrivals_per_s))"),
-    ("busy_fraction", "busy_fraction"),
-    ("ttft_over_slo", "squash(ttft_over_slo_10s)"),
-    ("tpot_over_slo", "squash(tpot_over_slo_10s)"),
-    ("met", "met / (1 + met + missed)"),
-    ("missed", "missed / (1 + met + missed)"),
-    ("tokens_per_slot", "log(slot_bytes / kv_token_bytes / 4096) / 5"),
-    ("budget", "log(budget_bytes / 32 GiB) / 5"),
-    ("slots_per_request", "slots_per_request / 8"),
-    *((name, f"squash(10 {name})") for name in MARGINAL_FIELDS),
-)
+OBSERVATION_GROUPS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "shares": (
+        ("kv_share_effective", "2 kv_share_effective - 1"),
+        ("kv_share_requested", "2 kv_share_requested - 1"),
+        ("kv_share_pending", "5 (kv_share_requested - kv_share_effective)"),
+        ("kv_share_position", "place of kv_share_requested between its bounds, -1 to 1"),
+        ("kv_share_odds", "log(kv_share_requested / (1 - kv_share_requested)) / 6"),
+        ("moving_chunks", "log(1 + moving_chunks) / 10"),
+    ),
+    "pools": (
+        ("kv_live", "kv_live / kv_capacity"),
+        ("kv_cached", "kv_cached / kv_capacity"),
+        ("kv_free", "kv_free / kv_capacity"),
+        ("ssm_live", "ssm_live / ssm_capacity"),
+        ("ssm_cached", "ssm_cached / ssm_capacity"),
+        ("ssm_free", "ssm_free / ssm_capacity"),
+    ),
+    "queue": (
+        ("waiting", "log(1 + waiting) / 7"),
+        ("running", "running / concurrency_cap"),
+        ("concurrency_cap", "log(concurrency_cap / 32) / 5"),
+        (
+            "prompts_in_kv",
+            "log(kv_share_effective budget_bytes / kv_token_bytes / (64 + tokens_per_request_100s) / 32) / 5",
+        ),
+        ("oldest_wait", "squash(oldest_wait_over_slo)"),
+        ("mean_wait", "squash(mean_wait_over_slo)"),
+    ),
+    "arrivals": (
+        ("arrivals_now", "log((1 + window_s arrivals_per_s) / (1 + window_s arrivals_per_s_10s)) / 3"),
+        ("arrivals_trend", "log((1 + 10 s arrivals_per_s_10s) / (1 + 10 s arrivals_per_s_100s)) / 3"),
+        ("finished_now", "log((1 + window_s finished_per_s) / (1 + window_s arrivals_per_s)) / 3"),
+        ("token_rate_10s", "squash(prompt_tokens_per_s_10s 60 s kv_token_bytes / budget_bytes)"),
+        ("token_rate_100s", "squash(prompt_tokens_per_s_100s 60 s kv_token_bytes / budget_bytes)"),
+        ("tokens_per_request_10s", "log((64 + tokens_per_request_10s) / 4096) / 5"),
+        ("tokens_per_request_100s", "log((64 + tokens_per_request_100s) / 4096) / 5"),
+    ),
+    "demand": (
+        ("kv_demand_10s", "2 kv_demand_10s - 1"),
+        ("kv_demand_100s", "2 kv_demand_100s - 1"),
+        ("kv_demand_gap_10s", "kv_demand_10s - kv_share_effective"),
+        ("kv_demand_gap_100s", "kv_demand_100s - kv_share_effective"),
+        ("hit_rate_10s", "hit_rate_10s"),
+        ("hit_rate_100s", "hit_rate_100s"),
+        ("kv_loss", "squash(4 kv_loss_tokens_per_s / prompt_tokens_per_s_10s)"),
+        ("ssm_loss", "squash(4 ssm_loss_tokens_per_s / prompt_tokens_per_s_10s)"),
+        ("kv_evictions", "squash(kv_evictions_per_s 60 s / kv_capacity)"),
+        ("ssm_evictions", "squash(ssm_evictions_per_s 60 s / ssm_capacity)"),
+    ),
+    "pressure": (
+        ("blocked_kv", "blocked_kv_fraction"),
+        ("blocked_ssm", "blocked_ssm_fraction"),
+        ("preemptions", "squash(preemptions / (1 + window_s arrivals_per_s))"),
+        ("rejected", "squash(rejected / (1 + window_s arrivals_per_s))"),
+        ("busy_fraction", "busy_fraction"),
+    ),
+    "service": (
+        ("ttft_over_slo", "squash(ttft_over_slo_10s)"),
+        ("tpot_over_slo", "squash(tpot_over_slo_10s)"),
+        ("met", "met / (1 + met + missed)"),
+        ("missed", "missed / (1 + met + missed)"),
+    ),
+    "geometry": (
+        ("tokens_per_slot", "log(slot_bytes / kv_token_bytes / 4096) / 5"),
+        ("budget", "log(budget_bytes / 32 GiB) / 5"),
+        ("slots_per_request", "slots_per_request / 8"),
+    ),
+    "marginals": tuple((name, f"squash(10 {name})") for name in MARGINAL_FIELDS),
+}
+"""By what they tell of; (name, formula) each."""
+OBSERVATION_TABLE = tuple(row for rows in OBSERVATION_GROUPS.values() for row in rows)
 OBSERVATION_NAMES = tuple(name for name, _ in OBSERVATION_TABLE)
 OBSERVATION_SIZE = len(OBSERVATION_TABLE)
 
@@ -89,7 +115,8 @@ def _ratio(part, whole):
 
 @subkernel
 def _log_ratio(part, whole, scale):
-    return _bounded(math.log(part / whole) / scale) if part > 0.0 and whole > 0.0 else 0.0
+    # Not math.log, which raises for 0 where there is no compiler.
+    return _bounded(np.log(part / whole) / scale) if part > 0.0 and whole > 0.0 else 0.0
 
 
 @subkernel
@@ -110,6 +137,7 @@ def _see_shares(t, o):
     o.kv_share_pending = _bounded(5.0 * (t.kv_share_requested - t.kv_share_effective))
     above, width = t.kv_share_requested - t.kv_share_min, t.kv_share_max - t.kv_share_min
     o.kv_share_position = _bounded(2.0 * above / width - 1.0) if width > 0.0 else 0.0
+    o.kv_share_odds = _log_ratio(t.kv_share_requested, 1.0 - t.kv_share_requested, 6.0)
     o.moving_chunks = _bounded(_log1p(t.moving_chunks) / 10.0)
 
 
@@ -131,6 +159,9 @@ def _see_pools(t, o):
 def _see_queue(t, o):
     o.waiting = _bounded(_log1p(t.waiting) / 7.0)
     o.running = _bounded(_ratio(t.running, t.concurrency_cap))
+    o.concurrency_cap = _log_ratio(t.concurrency_cap, CONCURRENCY_REFERENCE, 5.0)
+    prompts = _ratio(t.kv_share_effective * t.budget_bytes, t.kv_token_bytes * (64.0 + t.tokens_per_request_100s))
+    o.prompts_in_kv = _log_ratio(prompts, CONCURRENCY_REFERENCE, 5.0)
     o.oldest_wait = _squash(t.oldest_wait_over_slo)
     o.mean_wait = _squash(t.mean_wait_over_slo)
     o.busy_fraction = _bounded(t.busy_fraction)

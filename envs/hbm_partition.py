@@ -21,7 +21,7 @@ from hbmgym.envs.workload import Workload, open_workloads
 from hbmgym.memory_backend.vmm import BACKENDS
 
 RENDER_MODES = ("ansi", "rgb_array")
-_RESET_OPTIONS = ("episode_seed",)
+_RESET_OPTIONS = ("episode_seed", "skip")
 _FIELDS = tuple(name for name, _, _ in TELEMETRY_TABLE)
 
 
@@ -44,8 +44,9 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
 
     The bounds are the smallest and the largest share that can be realised. The wanted share is a real number, kept
     from window to window and clipped to the bounds; the engine is asked for the realisable split nearest to it once it
-    is a slot and a chunk away from what was last asked for (`controllers.actions.ShareAction`). Until then the request
-    holds. Small actions of one sign therefore add up instead of being rounded away, and small noise moves nothing.
+    is a slot and a chunk away from what was last asked for, and for a bound once it is as near as that to the bound
+    (`controllers.actions.ShareAction`). Until then the request holds. Small actions of one sign therefore add up
+    instead of being rounded away, and small noise moves nothing.
 
     ## Observation space
     `Box(-1, 1, (OBSERVATION_SIZE,), float32)`: `controllers.observation.observe` of the engine's telemetry at the end
@@ -76,7 +77,8 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     ## Starting state
     Empty caches at the configuration's `initial_kv_share`, or at a share drawn uniformly from the bounds with
     `randomise_initial_share`. The episode is the workload's for a seed drawn from the part's range;
-    `reset(options={"episode_seed": n})` chooses it. Of several workloads each reset draws one. Equal reset seeds and
+    `reset(options={"episode_seed": n})` chooses it, `{"skip": x}` serves that part of the episode, from 0 to below 1,
+    at the initial split before the first step. Of several workloads each reset draws one. Equal reset seeds and
     actions give identical arrays.
 
     ## Episode end
@@ -183,6 +185,9 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"episode {self.episode.name} seed {self.episode.seed} has no measured arrivals")
         self._reference_costs = self._run_reference()
         telemetry = self.core.reset(self.episode, self._initial_share())
+        for _ in range(self._skipped_windows(options or {})):
+            telemetry = self.core.run_window()
+            self._windows += 1
         self._action.reset(float(telemetry.kv_share_requested), self.core.layout)
         if self.render_mode == "rgb_array":
             self._figure = self._figure or HistoryFigure()
@@ -226,6 +231,12 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
             return int(options["episode_seed"])
         seeds = SEED_RANGES[self._part]
         return int(self.np_random.integers(seeds.start, seeds.stop))
+
+    def _skipped_windows(self, options: Mapping[str, Any]) -> int:
+        part = float(options.get("skip", 0.0))
+        if not 0.0 <= part < 1.0:
+            raise ValueError(f"reset option skip is {part}, expected a part of the episode from 0 to below 1")
+        return int(part * len(self._reference_costs))
 
     def _initial_share(self) -> float:
         if not self._randomise_initial_share:

@@ -1,8 +1,9 @@
 """What is recorded while PPO learns: curves for TensorBoard, the best policy on validation, checkpoints."""
 
+import dataclasses
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from hbmgym.controllers.helm.policy import Header, Policy
 from hbmgym.controllers.helm.ppo import PpoController
+from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.episode import Episode
@@ -33,17 +35,54 @@ _MEANS = {
 
 
 SEEN = "seen_range"
-"""Attribute of a model, saved with it."""
+AVERAGED = "averaged_actor"
+"""Attributes of a model, saved with it."""
+AVERAGED_UPDATES = 10
 
 
-def export_policy(model: PPO, training: dict[str, object]) -> Policy:
-    """The actor of a model as plain arrays."""
+def export_policy(model: PPO, header: Header, **facts: object) -> Policy:
+    """The actor of a model as plain arrays, averaged over updates where that was kept; `facts` join those of the
+    header, and the steps so far."""
+    training = {**header.training, "steps": model.num_timesteps, **facts}
+    header = dataclasses.replace(header, training=training)
+    layers = getattr(model, AVERAGED, None) or actor_layers(model)
+    low, high = getattr(model, SEEN, (-np.ones(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE)))
+    # What was always 0 has taught nothing: its weights are as they were drawn.
+    unused = (low == 0.0) & (high == 0.0)
+    (matrix, bias), *rest = layers
+    layers = [(np.where(unused, 0.0, matrix), bias), *rest]
+    return Policy.from_layers(layers, header, (np.where(unused, -1.0, low), np.where(unused, 1.0, high)))
+
+
+def actor_layers(model: PPO) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(matrix, bias) per layer of the actor as it is now; copies."""
     actor = model.policy
     assert isinstance(actor, ActorCriticPolicy)
     layers = [*actor.mlp_extractor.policy_net, actor.action_net]
     linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
-    arrays = [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in linear]
-    return Policy.from_layers(arrays, Header(training=training), ranges=getattr(model, SEEN, None))
+    return [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in linear]
+
+
+class AveragedActor(BaseCallback):
+    """Keeps, with the model, its actor's weights averaged over some AVERAGED_UPDATES updates.
+
+    The average is what is judged and exported: single updates stray (Polyak and Juditsky, 1992).
+    """
+
+    def _on_training_start(self) -> None:
+        self._updates = AVERAGED_UPDATES if hasattr(self.model, AVERAGED) else 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        now = actor_layers(self.model)  # type: ignore[arg-type]
+        self._updates += 1
+        part = max(1.0 / self._updates, 1.0 / AVERAGED_UPDATES)
+        before = getattr(self.model, AVERAGED, now)
+        layers = zip(before, now, strict=True)
+        averaged = [tuple(old + part * (new - old) for old, new in zip(*pair, strict=True)) for pair in layers]
+        setattr(self.model, AVERAGED, averaged)
 
 
 class SeenRange(BaseCallback):
@@ -118,13 +157,12 @@ def _cases(domain: Domain, of_many: bool) -> list[_Case]:
 class Validation(BaseCallback):
     """Runs the policy, without noise, on validation episodes and keeps the best one as best/policy.npz.
 
-    The best one has the least mean of cost / cost of the best fixed split over all workloads. `facts` about the
-    training go into its file.
+    The best one has the least mean of cost / cost of the best fixed split over all workloads.
     """
 
-    def __init__(self, domains: Sequence[Domain], folder: Path, every: int, facts: Mapping[str, object]) -> None:
+    def __init__(self, domains: Sequence[Domain], folder: Path, every: int, header: Header) -> None:
         super().__init__()
-        self._facts = facts
+        self._header = header
         self._cases = [case for domain in domains for case in _cases(domain, len(domains) > 1)]
         self._folder = folder
         self._every = every
@@ -146,7 +184,7 @@ class Validation(BaseCallback):
     def judge(self) -> None:
         """Evaluate now; the curves carry the current step."""
         assert isinstance(self.model, PPO)
-        controller = PpoController(export_policy(self.model, {"steps": self.model.num_timesteps}))
+        controller = PpoController(export_policy(self.model, self._header))
         rollouts = [evaluate(controller, case.core, case.episodes) for case in self._cases]
         costs = [[rollout.cell["cost"] for rollout in own] for own in rollouts]
         relative = [float(np.mean(own)) / case.reference for own, case in zip(costs, self._cases, strict=True)]
@@ -155,9 +193,7 @@ class Validation(BaseCallback):
         cost = float(np.mean(relative))
         if cost < self.best_cost:
             self.best_cost = cost
-            policy = export_policy(
-                self.model, {**self._facts, "steps": self.model.num_timesteps, "validation_cost": cost}
-            )
+            policy = export_policy(self.model, self._header, validation_cost=cost)
             policy.save(self._folder / "best" / "policy.npz")
 
     def _keep_evaluation(self, costs: list[float]) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +12,42 @@ import numpy as np
 from hbmgym.envs.platforms import Platform
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import make_layout, setup_hash
+from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.seeds import Part
-from hbmgym.envs.workload import Workload
+from hbmgym.envs.traces.trace import TraceError
+from hbmgym.envs.workload import ScenarioWorkload, Workload
 from hbmgym.eval.cells import Bench, Runner, Task, write_json
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.rollout import cell_hash
 
 COARSE_STEP = 0.08
 """Between the fixed splits that are tried."""
+_RARE = 4.0
+
+
+@dataclass(frozen=True)
+class VariedLoad:
+    """A scenario of which every seed has its own load, `least` to `most` times the scenario's."""
+
+    scenario: ScenarioWorkload
+    least: float
+    most: float
+
+    @property
+    def name(self) -> str:
+        """The scenario's."""
+        return self.scenario.name
+
+    def episode(self, part: Part, seed: int) -> Episode:
+        """The scenario's at the load of the seed, or at several times the largest where nothing arrives at that."""
+        factor = np.random.default_rng(seed).uniform(self.least, self.most)
+        try:
+            return self._at(factor, part, seed)
+        except TraceError:  # rare traffic, of which nothing happens to arrive
+            return self._at(_RARE * self.most, part, seed)
+
+    def _at(self, factor: float, part: Part, seed: int) -> Episode:
+        return replace(self.scenario, load=self.scenario.load * factor).episode(part, seed)
 
 
 class Reference(NamedTuple):

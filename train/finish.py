@@ -103,7 +103,7 @@ def score_lines(scores: Mapping[str, float]) -> list[str]:
     if len(values) == 1:
         return [f"cost on validation over the best fixed splits: {values[0]:.3f}"]
     return [
-        f"cost on validation over the best fixed splits, {len(values)} seeds: interquartile mean {iqm(values):.3f}, "
+        f"cost on validation over the best fixed splits, {len(values)} policies: interquartile mean {iqm(values):.3f}, "
         f"best {min(values):.3f}, worst {max(values):.3f}"
     ]
 

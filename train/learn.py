@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,14 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from hbmgym.controllers.helm.policy import Header
+from hbmgym.controllers.observation import OBSERVATION_GROUPS, OBSERVATION_NAMES
 from hbmgym.envs.hbm_partition import HbmPartitionEnv
 from hbmgym.envs.vec import CoreVecEnv
 from hbmgym.files import write_atomically
-from hbmgym.train.callbacks import Checkpoints, SeenRange, Validation, WindowCurves, export_policy
+from hbmgym.train.callbacks import AveragedActor, Checkpoints, SeenRange, Validation, WindowCurves, export_policy
 from hbmgym.train.domains import Domain
 from hbmgym.train.options import TrainOptions
 from hbmgym.train.runs import last_checkpoint
@@ -42,17 +44,20 @@ def learn(options: TrainOptions, folder: Path, training: Sequence[Domain], valid
     Continues from the run's last checkpoint if it has one. Raises Interrupted after Ctrl-C, with a checkpoint saved.
     """
     torch.set_num_threads(1)
-    facts = _facts(options, training)
-    judge = Validation(validation, folder, options.eval_freq, facts)
+    header = Header(action_kind="absolute" if options.absolute else "incremental", training=_facts(options, training))
+    judge = Validation(validation, folder, options.eval_freq, header)
     domains = itertools.islice(itertools.cycle(training), options.n_envs)
-    env = ScaledRewards(VecMonitor(CoreVecEnv([make_env(options, domain) for domain in domains])))
+    cores = CoreVecEnv([make_env(options, domain) for domain in domains])
+    # Else all environments would be in the same part of their episodes in every update.
+    cores.set_options([{"skip": i / options.n_envs} for i in range(options.n_envs)])
+    env = ForLearning(VecMonitor(cores), options.blind)
     checkpoint = last_checkpoint(folder)
     model = make_model(options, env) if checkpoint is None else _continue(checkpoint, options, env)
     model.set_logger(_make_logger(folder, model.num_timesteps))
     saver = Checkpoints(folder, options.save_freq)
     for callback in (judge, saver):  # they have work before learning begins, and after it has ended
         callback.init_callback(model)
-    callbacks: list[BaseCallback] = [SeenRange(), WindowCurves(), judge, saver]
+    callbacks: list[BaseCallback] = [SeenRange(), AveragedActor(), WindowCurves(), judge, saver]
     if options.progress:
         callbacks.append(ProgressBarCallback())
     left = options.total_timesteps - model.num_timesteps
@@ -70,7 +75,7 @@ def learn(options: TrainOptions, folder: Path, training: Sequence[Domain], valid
     finally:
         env.close()
         model.logger.close()
-    _keep_policy(model, folder, facts)
+    _keep_policy(model, folder, header)
     return judge.best_cost
 
 
@@ -81,20 +86,31 @@ def make_env(options: TrainOptions, domain: Domain) -> HbmPartitionEnv:
         serving=dataclasses.asdict(domain.config),
         backend=options.backend,
         part="train",
+        absolute=options.absolute,
         randomise_initial_share=True,
         references={name: (found.kv_share, found.cost) for name, found in domain.references.items()},
     )
 
 
-class ScaledRewards(VecEnvWrapper):
-    """What PPO learns from, after curves have been drawn from the rewards themselves."""
+class ForLearning(VecEnvWrapper):
+    """What PPO learns from, after curves have been drawn: rewards to scale, inputs of the groups in `blind` as 0."""
 
-    def reset(self) -> VecEnvObs:
-        return self.venv.reset()
+    def __init__(self, venv: VecEnv, blind: Sequence[str] = ()) -> None:
+        super().__init__(venv)
+        hidden = {name for group in blind for name, _ in OBSERVATION_GROUPS[group]}
+        self._seen = np.array([name not in hidden for name in OBSERVATION_NAMES], np.float32)
+
+    def reset(self) -> np.ndarray:
+        observations = self.venv.reset()
+        assert isinstance(observations, np.ndarray)
+        return self._seen * observations
 
     def step_wait(self) -> VecEnvStepReturn:
         observations, rewards, dones, infos = self.venv.step_wait()
-        return observations, REWARD_SCALE * np.maximum(rewards, LEAST_REWARD), dones, infos
+        assert isinstance(observations, np.ndarray)
+        for index in np.flatnonzero(dones):
+            infos[index]["terminal_observation"] = self._seen * infos[index]["terminal_observation"]
+        return self._seen * observations, REWARD_SCALE * np.maximum(rewards, LEAST_REWARD), dones, infos
 
 
 def make_model(options: TrainOptions, env: VecEnv) -> PPO:
@@ -132,14 +148,14 @@ def _facts(options: TrainOptions, training: Sequence[Domain]) -> dict[str, objec
     return {
         "recipe": options.recipe,
         "seed": options.seed,
-        "platforms": [domain.platform for domain in training],
+        "platforms": list(dict.fromkeys(domain.platform for domain in training)),
         "workloads": sorted({workload.name for domain in training for workload in domain.workloads}),
     }
 
 
-def _keep_policy(model: PPO, folder: Path, facts: Mapping[str, object]) -> None:
+def _keep_policy(model: PPO, folder: Path, header: Header) -> None:
     """policy.npz is the best one on validation; last_policy.npz what training ended with."""
-    export_policy(model, {**facts, "steps": model.num_timesteps}).save(folder / "last_policy.npz")
+    export_policy(model, header).save(folder / "last_policy.npz")
     best = folder / "best" / "policy.npz"
     kept = best if best.is_file() else folder / "last_policy.npz"
     write_atomically(folder / "policy.npz", kept.read_bytes())

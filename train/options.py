@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hbmgym.cli import option
+from hbmgym.controllers.observation import OBSERVATION_GROUPS
 from hbmgym.envs.traces.seeds import SEED_RANGES
 from hbmgym.eval.options import ServingOptions
 from hbmgym.memory_backend.vmm import BACKENDS
@@ -17,6 +18,8 @@ class TrainOptions(ServingOptions):
     """What is learned, for how long, and where it goes."""
 
     recipe: str = option("", f"train on many platforms and scenarios: {', '.join(RECIPES)}", choices=("", *RECIPES))
+    absolute: bool = option(False, "an action is kv_share itself, as in HbmPartitionAbsolute-v0")
+    blind: tuple[str, ...] = option((), f"inputs that are not seen, repeatable: {', '.join(OBSERVATION_GROUPS)}")
     total_timesteps: int = option(250_000, "windows of all environments together, also 2e5")
     n_envs: int = option(16, "environments stepped side by side")
     n_steps: int = option(180, "windows per environment between two updates")
@@ -47,6 +50,8 @@ class TrainOptions(ServingOptions):
         for name in ("save_freq", "eval_episodes", "table_episodes", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected an integer >= 1")
+        if unknown := sorted(set(self.blind) - set(OBSERVATION_GROUPS)):
+            raise ValueError(f"--blind is {unknown[0]!r}, expected one of: {', '.join(OBSERVATION_GROUPS)}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"--seed is {self.seed}, expected an integer from 0 to {2**31 - 1}")
         if self.batch_size < 2 or self.n_envs * self.n_steps < 2:

@@ -26,11 +26,12 @@ from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import print_comparison, summary_lines
 from hbmgym.files import write_atomically
 from hbmgym.memory_backend.vmm import VmmRefused, open_vmm
+from hbmgym.train import choice
 from hbmgym.train.domains import Domain, Traffic, find_references
 from hbmgym.train.finish import compare_policy, idle_lines, judge_everywhere, replay_on_memory, score_lines
 from hbmgym.train.learn import Interrupted, learn
 from hbmgym.train.options import SMOKE, TrainOptions
-from hbmgym.train.recipes import RECIPES, open_traffic, served
+from hbmgym.train.recipes import RECIPES, at_costs, open_traffic, served
 from hbmgym.train.runs import CannotGoOn, held, new_run, read_options
 
 REFERENCE_SEEDS = 3
@@ -99,10 +100,10 @@ def _by_recipe(options: TrainOptions, named: set[str]) -> TrainOptions:
         raise ValueError(f"--recipe {options.recipe} has no small run: leave --smoke out, or give one platform")
     settings = {name: value for name, value in recipe.settings if name not in named}
     options = dataclasses.replace(options, **settings)  # type: ignore[arg-type]
-    if options.n_envs < len(recipe.training):
+    if options.n_envs < (least := len(recipe.training) * len(recipe.move_costs)):
         raise ValueError(
-            f"--n-envs is {options.n_envs}, but --recipe {options.recipe} trains on {len(recipe.training)} platforms: "
-            "give as many or more"
+            f"--n-envs is {options.n_envs}, but --recipe {options.recipe} has {len(recipe.training)} platforms x "
+            f"{len(recipe.move_costs)} costs of moves: give {least} or more"
         )
     return options
 
@@ -115,7 +116,8 @@ def _prepare(options: TrainOptions) -> tuple[list[Traffic], list[Traffic]]:
     """Traffic to train on and to be judged on. Everything that can be wrong is found here, before a folder is made."""
     if options.recipe:
         recipe = RECIPES[options.recipe]
-        return open_traffic(recipe.training, recipe.scenarios), open_traffic(recipe.validation, recipe.scenarios)
+        training = open_traffic(recipe.training, recipe.scenarios, recipe.loads)
+        return training, open_traffic(recipe.validation, recipe.scenarios)
     config = options.serving_config()
     layout = make_layout(config)
     if options.backend != "accounting":
@@ -142,14 +144,15 @@ def _with_references(
     judging = find_references(validation, "validation", judged, file, jobs, progress)
     if options.recipe:
         domains, judging = [served(domain) for domain in domains], [served(domain) for domain in judging]
+        domains = at_costs(domains, RECIPES[options.recipe].move_costs)
     return domains, judging
 
 
 def _train(
     options: TrainOptions, folder: Path, training: Sequence[Domain], validation: Sequence[Domain]
 ) -> dict[str, float]:
-    """Score of every seed, its least cost on validation over the best fixed split's; the run's policy.npz is the best
-    seed's."""
+    """Scores on validation, cost over the best fixed split's: of the one seed its least evaluation, else those of
+    `_choose`."""
     if options.seeds == 1:
         return {str(options.seed): learn(options, folder, training, validation)}
     parts = []
@@ -160,11 +163,22 @@ def _train(
             (part / name).mkdir(parents=True, exist_ok=True)
         parts.append((own, part))
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        tasks = [pool.submit(_learn_seed, own, part, training, validation) for own, part in parts]
-        scores = [task.result() for task in tasks]
-    best = min(range(len(parts)), key=scores.__getitem__)
-    write_atomically(folder / "policy.npz", (parts[best][1] / "policy.npz").read_bytes())
-    return {str(own.seed): score for (own, _), score in zip(parts, scores, strict=True)}
+        for task in [pool.submit(_learn_seed, own, part, training, validation) for own, part in parts]:
+            task.result()
+    return _choose(options, folder, [part for _, part in parts], validation)
+
+
+def _choose(
+    options: TrainOptions, folder: Path, parts: Sequence[Path], validation: Sequence[Domain]
+) -> dict[str, float]:
+    """Keep the best of all seeds' policies, the best ones in training and the last ones; the scores of all."""
+    policies = [part / name for part in parts for name in ("policy.npz", "last_policy.npz")]
+    file, jobs, progress = folder / "references.json", options.jobs, options.progress
+    domains = find_references(validation, "validation", choice.SEEDS, file, jobs, progress)
+    scores = choice.scores(policies, domains, jobs, progress)
+    best = min(range(len(policies)), key=scores.__getitem__)
+    write_atomically(folder / "policy.npz", policies[best].read_bytes())
+    return {f"{path.parent.name}/{path.name}": score for path, score in zip(policies, scores, strict=True)}
 
 
 _interrupted: list[str] = []

@@ -7,6 +7,8 @@ What is normal is the 100 s average of arrivals as it was before the window, and
 
 import math
 
+import numpy as np
+
 from hbmgym.memory_backend.jit import subkernel
 
 NORMAL, BURST, RECOVER = 0, 1, 2
@@ -25,7 +27,7 @@ def excess(count, expected, p):
 
     The variance of log(1 + n) of n Poisson arrivals is about 1 / (1 + mean) (delta method).
     """
-    z = math.log((1.0 + count) / (1.0 + expected)) / math.sqrt(p.dispersion / (1.0 + expected))
+    z = np.log((1.0 + count) / (1.0 + expected)) / math.sqrt(p.dispersion / (1.0 + expected))
     return min(max(z, -p.most_z), p.most_z)
 
 

@@ -17,7 +17,7 @@ class HelmParameters:
     """Part of the inputs that may lie outside the range seen in training; above it the base's action counts as none."""
 
     # The residual adapter.
-    most_residual: float = 0.1
+    most_residual: float = 0.05
     """Largest residual, in actions; 0 turns the adapter off."""
     learn_per_s: float = 0.2
     """Growth of the residual, in actions per second and s/s of price gap."""

@@ -13,7 +13,7 @@ from hbmgym.controllers.helm.controller import HelmController, StateError
 from hbmgym.controllers.helm.parameters import HelmParameters
 from hbmgym.controllers.helm.policy import Header, Policy
 from hbmgym.controllers.helm.ppo import PpoController
-from hbmgym.controllers.observation import OBSERVATION_SIZE, observe
+from hbmgym.controllers.observation import OBSERVATION_NAMES, OBSERVATION_SIZE, observe
 from hbmgym.envs.serving.core import Core
 from hbmgym.eval.rollout import run_episode
 
@@ -65,7 +65,7 @@ def wide_ranges() -> tuple[np.ndarray, np.ndarray]:
 
 
 def network(kind: str = "incremental", ranges=None) -> Policy:
-    return Policy.from_layers(make_layers(16, 16, scale=2.0), Header(action_kind=kind), ranges)
+    return Policy.from_layers(make_layers(16, 16, seed=2, scale=2.0), Header(action_kind=kind), ranges)
 
 
 @pytest.mark.parametrize("kind", ["incremental", "absolute"])
@@ -93,12 +93,10 @@ def test_without_prices_and_bursts_all_layers_are_the_base_to_the_bit():
 
 def test_inputs_outside_the_range_of_training_are_clipped_and_counted():
     low, high = -np.ones(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE)
-    high[8] = 0.25  # kv_free is 1 in an idle engine
+    cached, free = (OBSERVATION_NAMES.index(name) for name in ("kv_cached", "kv_free"))
+    high[free] = 0.25  # it is 1 in an idle engine, where kv_cached is 0
     layer = np.zeros((1, OBSERVATION_SIZE))
-    layer[0, 7:9] = 1.0  # kv_cached is 0 there
-    names = Header().observation
-    assert names[6:8] == ("kv_cached", "kv_free")
-    low, high, layer = np.roll(low, -1), np.roll(high, -1), np.roll(layer, -1, axis=1)
+    layer[0, [cached, free]] = 1.0
     controller = HelmController(Policy.from_layers([(layer, np.zeros(1))], ranges=(low, high)), ZERO_BOUND)
     controller.reset(SETUP)
     share = LAYOUT.share(50)

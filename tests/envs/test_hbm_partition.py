@@ -242,6 +242,21 @@ def test_the_loop_may_be_closed() -> None:
     env.close()
 
 
+def test_a_part_of_the_episode_may_be_skipped(env: HbmPartitionEnv) -> None:
+    env.reset(seed=0, options={"episode_seed": 3})
+    hold = np.zeros(1, np.float32)
+    whole = [env.step(hold)]
+    while not whole[-1][3]:
+        whole.append(env.step(hold))
+    observation, _ = env.reset(seed=0, options={"episode_seed": 3, "skip": 0.75})
+    skipped = int(0.75 * len(whole))
+    assert np.array_equal(observation, whole[skipped - 1][0])
+    rest = [env.step(hold) for _ in range(len(whole) - skipped)]
+    assert [step[1:] for step in rest] == [step[1:] for step in whole[skipped:]] and rest[-1][3]
+    with pytest.raises(ValueError, match="skip is 1"):
+        env.reset(options={"skip": 1.0})
+
+
 def test_of_several_workloads_each_reset_draws_one() -> None:
     workloads = [TinyWorkload(name="first"), TinyWorkload(name="second")]
     env = HbmPartitionEnv(workload=workloads, serving=SERVING)

@@ -9,17 +9,17 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from hbmgym.controllers.helm.variants import shipped_policy
 from hbmgym.controllers.static import StaticController
-from hbmgym.envs.platforms import Platform
+from hbmgym.envs.platforms import Platform, find_platform
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.vec import CoreVecEnv
 from hbmgym.eval.rollout import evaluate
 from hbmgym.train import ppo
-from hbmgym.train.domains import Domain, Reference, Traffic, find_references
-from hbmgym.train.learn import LEAST_REWARD, REWARD_SCALE, ScaledRewards, make_env
+from hbmgym.train.domains import Domain, Reference, Traffic, VariedLoad, find_references
+from hbmgym.train.learn import LEAST_REWARD, REWARD_SCALE, ForLearning, make_env
 from hbmgym.train.options import TrainOptions
 from hbmgym.train.ppo import main
-from hbmgym.train.recipes import RECIPES, open_traffic, served
+from hbmgym.train.recipes import RECIPES, at_costs, open_traffic, served
 from hbmgym.train.runs import new_run
 
 from ..eval.traffic import CHAT, HBM_GIB, MIX, MODEL
@@ -82,7 +82,7 @@ def test_references_are_those_of_the_traffic_that_arrives_now(change, tmp_path):
 
 def test_rewards_are_scaled_for_learning_only(domain):
     plain = VecMonitor(CoreVecEnv([make_env(TrainOptions(), domain)]))
-    scaled = ScaledRewards(VecMonitor(CoreVecEnv([make_env(TrainOptions(), domain)])))
+    scaled = ForLearning(VecMonitor(CoreVecEnv([make_env(TrainOptions(), domain)])))
     actions = np.random.default_rng(0).uniform(-1, 1, (80, 1, 1)).astype(np.float32)
     for venv in (plain, scaled):
         venv.seed(0)
@@ -111,8 +111,33 @@ def test_the_recipe_keeps_a_shape_and_a_budget_for_validation():
     seen = {Platform(*name.split("@")[:2]).model for name in recipe.training}
     assert {name.split("@")[0] for name in recipe.validation} - seen == {"falcon-h1-34b"}
     assert set(recipe.validation) & set(recipe.training) == {"qwen3-next-80b-a3b@h200"}
-    assert tuple(shipped_policy().header.training["platforms"]) == recipe.training
+    trained = shipped_policy().header.training["platforms"]
+    assert [find_platform(name).config for name in trained] == [find_platform(name).config for name in recipe.training]
     assert not any("jamba" in name for name in (*recipe.training, *recipe.validation))
+
+
+def test_every_seed_has_a_load_of_its_own_within_the_bounds():
+    varied = VariedLoad(CHAT, 0.5, 1.5)
+    rows = [len(varied.episode("train", seed).rows) for seed in range(8)]
+    bounds = [
+        len(dataclasses.replace(CHAT, load=load).episode("train", seed).rows) for load in (0.5, 1.5) for seed in (0, 1)
+    ]
+    assert len(set(rows)) == 8 and 0.7 * min(bounds) < min(rows) < max(rows) < 1.3 * max(bounds)
+    again = varied.episode("train", 3)
+    assert np.array_equal(again.rows, varied.episode("train", 3).rows) and again.name == CHAT.name
+    exact = dataclasses.replace(CHAT, load=0.5 * CHAT.load).episode("train", 3)
+    assert np.array_equal(VariedLoad(CHAT, 0.5, 0.5).episode("train", 3).rows, exact.rows)
+
+
+def test_moves_cost_more_or_less_and_fixed_splits_the_same(domain):
+    dear, cheap = at_costs([domain], (4.0, 0.25))
+    assert (dear.config.chunk_move_s, cheap.config.chunk_move_s) == (4 * CONFIG.chunk_move_s, CONFIG.chunk_move_s / 4)
+    assert dear.references == cheap.references == domain.references
+    costs = [
+        evaluate(StaticController(0.5), Core(own.config), [CHAT.episode("train", 0)])[0].cell["cost"]
+        for own in (dear, cheap)
+    ]
+    assert costs[0] == costs[1]
 
 
 @pytest.mark.parametrize("flags", [["--scenario", "mix-shift"], ["--hbm-gib", "8"], ["--backend", "accounting"]])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hbmgym.controllers.helm.policy import Policy
-from hbmgym.controllers.observation import OBSERVATION_SIZE
+from hbmgym.controllers.helm.policy import Header, Policy
+from hbmgym.controllers.observation import OBSERVATION_GROUPS, OBSERVATION_NAMES, OBSERVATION_SIZE
 from hbmgym.envs.vec import CoreVecEnv
-from hbmgym.train.callbacks import SEEN, Validation, export_policy
+from hbmgym.train.callbacks import AVERAGED_UPDATES, SEEN, AveragedActor, Validation, actor_layers, export_policy
 from hbmgym.train.domains import Domain
 from hbmgym.train.learn import make_env, make_model
 from hbmgym.train.options import TrainOptions
@@ -220,13 +221,19 @@ def test_one_process_at_a_time_has_a_run(run, capsys):
     main(["--resume", str(run)])
 
 
-def test_an_exported_policy_answers_as_torch_does():
+@pytest.fixture
+def model() -> Iterator[PPO]:
+    """Before its first step."""
     options = TrainOptions(model=MODEL, hbm_gib=HBM_GIB, n_envs=1, n_steps=64, batch_size=64, learning_rate=0.05)
     domain = Domain(options.serving_config(), (CHAT,), "train", (), {})
     env = VecMonitor(CoreVecEnv([make_env(options, domain)]))
-    model = make_model(options, env).learn(256)
+    yield make_model(options, env)
     env.close()
-    policy = export_policy(model, {})
+
+
+def test_an_exported_policy_answers_as_torch_does(model):
+    model.learn(256)
+    policy = export_policy(model, Header())
     observations = np.random.default_rng(0).uniform(-1, 1, (200, OBSERVATION_SIZE)).astype(np.float32)
     with torch.no_grad():
         expected = model.policy.get_distribution(torch.from_numpy(observations)).distribution.mean[:, 0].numpy()
@@ -235,3 +242,39 @@ def test_an_exported_policy_answers_as_torch_does():
     np.testing.assert_allclose(means, expected, atol=1e-5)
     actions = [policy.action(observation) for observation in observations]
     np.testing.assert_allclose(actions, model.predict(observations, deterministic=True)[0][:, 0], atol=1e-5)
+
+
+def test_a_policy_that_was_blind_to_a_group_ignores_it(flags, tmp_path):
+    main(
+        ["--smoke", "--no-final", "--blind", "marginals", "--blind", "geometry", "--out", str(tmp_path / "run"), *flags]
+    )
+    policy = Policy.load(tmp_path / "run" / "policy.npz")
+    hidden = {name for group in ("marginals", "geometry") for name, _ in OBSERVATION_GROUPS[group]}
+    blind = np.array([name in hidden for name in OBSERVATION_NAMES])
+    rng = np.random.default_rng(0)
+    observation = rng.uniform(-1, 1, OBSERVATION_SIZE).astype(np.float32)
+    other = np.where(blind, rng.uniform(-1, 1, OBSERVATION_SIZE), observation).astype(np.float32)
+    assert policy.mean(observation) == policy.mean(other)
+    assert policy.mean(observation) != policy.mean(np.where(blind, observation, 0.5 * observation).astype(np.float32))
+    assert (policy.low[blind] == -1.0).all() and (policy.high[blind] == 1.0).all()
+
+
+def test_an_unknown_group_of_inputs_is_refused(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--smoke", "--blind", "colours", *flags])
+    assert stop.value.code == 2
+    assert "--blind is 'colours', expected one of: shares, pools" in capsys.readouterr().err
+
+
+def test_what_is_exported_is_averaged_over_the_last_updates(model):
+    averaged, biases = AveragedActor(), []
+    averaged.init_callback(model)
+    averaged.on_training_start({}, {})
+    for update in range(3 * AVERAGED_UPDATES):
+        with torch.no_grad():
+            model.policy.action_net.bias.fill_(float(update % 2))  # it strays between 0 and 1
+        averaged.on_rollout_start()
+        biases.append(float(export_policy(model, Header()).layers[-1][1][0]))
+    assert biases[:2] == [0.0, 0.5]
+    assert all(abs(bias - 0.5) < 0.06 for bias in biases[AVERAGED_UPDATES:])
+    assert float(actor_layers(model)[-1][1][0]) == 1.0
