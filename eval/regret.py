@@ -27,8 +27,6 @@ from hbmgym.eval.regrets.measure import measure
 from hbmgym.eval.regrets.report import print_regrets
 from hbmgym.eval.regrets.summary import as_json
 
-__all__ = ["MAP", "as_json", "main", "measure", "print_regrets", "sane_cases"]
-
 MAP = str(Path(__file__).resolve().parent.parent / "results" / "opportunity.json")
 
 

@@ -21,7 +21,11 @@ from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, Comparison, compare, con
 from hbmgym.eval.figure import draw_comparison
 from hbmgym.eval.intervals import iqm
 from hbmgym.eval.oracle import ORACLE
-from hbmgym.eval.regret import MAP, as_json, measure, print_regrets, sane_cases
+from hbmgym.eval.regret import MAP
+from hbmgym.eval.regrets.cases import sane_cases
+from hbmgym.eval.regrets.measure import measure
+from hbmgym.eval.regrets.report import print_regrets
+from hbmgym.eval.regrets.summary import as_json
 from hbmgym.eval.replay import Replay, excerpt, replay
 from hbmgym.memory_backend.vmm import VmmRefused
 from hbmgym.train.options import TrainOptions
