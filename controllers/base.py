@@ -33,7 +33,8 @@ MARGINAL_FIELDS = tuple(name for name, _, _ in _MARGINAL_ROWS)
 # name, unit, meaning. "window": sum or average over the last control window; "now": at its end;
 # "10 s" / "100 s": exponentially weighted average with that time constant, updated once per window.
 # A request that is held because what it needs still runs has not been received: until then nothing here knows of it.
-# Its age counts from the time of its trace, as for whoever waits for the answer.
+# Its age counts from the time of its trace, as for whoever waits for the answer. One thing is early: a held request
+# that no split could ever hold counts as arrived and rejected from the time of its trace on.
 TELEMETRY_TABLE: tuple[tuple[str, str, str], ...] = (
     ("time_s", "s", "now: simulated clock"),
     ("window_s", "s", "length of the last window"),

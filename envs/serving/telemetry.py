@@ -1,4 +1,4 @@
-"""The Telemetry record at the end of a window; nothing looks ahead."""
+"""The Telemetry record at the end of a window; what is early in it, TELEMETRY_TABLE says."""
 
 import math
 from typing import NamedTuple
