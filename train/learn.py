@@ -21,7 +21,7 @@ from hbmgym.files import write_atomically
 from hbmgym.train.callbacks import AveragedActor, Checkpoints, SeenRange, Validation, WindowCurves, export_policy
 from hbmgym.train.domains import Domain
 from hbmgym.train.options import TrainOptions
-from hbmgym.train.runs import last_checkpoint
+from hbmgym.train.runs import CannotGoOn, last_checkpoint
 
 HIDDEN = {"pi": (64, 64), "vf": (128, 128)}
 """Of the actor, which is exported, and of the critic."""
@@ -131,7 +131,10 @@ def make_model(options: TrainOptions, env: VecEnv) -> PPO:
 
 
 def _continue(checkpoint: Path, options: TrainOptions, env: VecEnv) -> PPO:
-    model = PPO.load(checkpoint, env=env, device="cpu")
+    try:
+        model = PPO.load(checkpoint, env=env, device="cpu")
+    except ValueError as error:  # another version had other inputs
+        raise CannotGoOn(f"{checkpoint.name} does not fit: {error}") from None
     # Loading seeds episodes and noise as at the start, and the first episodes would be replayed.
     model.set_random_seed(options.seed + model.num_timesteps)
     return model

@@ -11,11 +11,12 @@ except ModuleNotFoundError as error:
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 from hbmgym.controllers.helm.policy import PolicyError
 from hbmgym.envs.serving.core import make_layout
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options = _settle(given, named)
             if options.out and not given.resume:
                 check_folder(Path(options.out))  # before scenarios are calibrated
-            training, validation = _prepare(options)
+            training, validation = prepare(options)
             folder = Path(given.resume) if given.resume else new_run(options)
             stack.enter_context(held(folder))
         _run(options, folder, training, validation)
@@ -56,7 +57,7 @@ def _run(options: TrainOptions, folder: Path, training: Sequence[Traffic], valid
     print(f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}", flush=True)
     started = time.perf_counter()
     try:
-        scores = _train(options, folder, *_with_references(options, folder, training, validation))
+        scores = _train(options, folder, *with_references(options, folder, training, validation))
         trained_s = time.perf_counter() - started
         print(f"trained in {trained_s:.0f} s; policy: {folder / 'policy.npz'}", flush=True)
         for line in score_lines(scores):
@@ -85,13 +86,13 @@ def _settle(given: TrainOptions, named: set[str]) -> TrainOptions:
         raise ValueError(f"--resume goes on with the run's own options: leave {_flags(others)} out, or start a new run")
     options = read_options(Path(given.resume)) if given.resume else given
     if options.recipe and not given.resume:
-        options = _by_recipe(options, named)
+        options = by_recipe(options, named)
     if options.smoke:
         options = dataclasses.replace(options, **SMOKE)  # type: ignore[arg-type]
     return dataclasses.replace(options, progress=given.progress and sys.stderr.isatty())
 
 
-def _by_recipe(options: TrainOptions, named: set[str]) -> TrainOptions:
+def by_recipe(options: TrainOptions, named: set[str]) -> TrainOptions:
     """With the recipe's settings, where no flag says otherwise; platform and traffic are the recipe's alone."""
     recipe, serving = RECIPES[options.recipe], {field.name for field in dataclasses.fields(ServingOptions)}
     if others := named & (serving | {"backend"}):
@@ -112,7 +113,7 @@ def _flags(names: set[str]) -> str:
     return ", ".join(sorted(f"--{name.replace('_', '-')}" for name in names))
 
 
-def _prepare(options: TrainOptions) -> tuple[list[Traffic], list[Traffic]]:
+def prepare(options: TrainOptions) -> tuple[list[Traffic], list[Traffic]]:
     """Traffic to train on and to be judged on. Everything that can be wrong is found here, before a folder is made."""
     if options.recipe:
         recipe = RECIPES[options.recipe]
@@ -133,7 +134,7 @@ def _prepare(options: TrainOptions) -> tuple[list[Traffic], list[Traffic]]:
     return traffic, traffic
 
 
-def _with_references(
+def with_references(
     options: TrainOptions, folder: Path, training: Sequence[Traffic], validation: Sequence[Traffic]
 ) -> tuple[list[Domain], list[Domain]]:
     """What the best fixed splits cost: on the first training seeds, and on the last validation seeds, which choose the
@@ -155,17 +156,14 @@ def _train(
     `_choose`."""
     if options.seeds == 1:
         return {str(options.seed): learn(options, folder, training, validation)}
-    parts = []
-    for seed in range(options.seed, options.seed + options.seeds):
-        own = dataclasses.replace(options, seed=seed, seeds=1, progress=False)
-        part = folder / f"seed-{seed}"
-        for name in ("checkpoints", "best"):
-            (part / name).mkdir(parents=True, exist_ok=True)
-        parts.append((own, part))
-    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        for task in [pool.submit(_learn_seed, own, part, training, validation) for own, part in parts]:
-            task.result()
-    return _choose(options, folder, [part for _, part in parts], validation)
+    seeds = range(options.seed, options.seed + options.seeds)
+    runs = [
+        Run(dataclasses.replace(options, seed=seed, seeds=1), folder / f"seed-{seed}", training, validation)
+        for seed in seeds
+    ]
+    for _ in learn_each(runs, options.jobs):
+        pass
+    return _choose(options, folder, [run.folder for run in runs], validation)
 
 
 def _choose(
@@ -181,16 +179,36 @@ def _choose(
     return {f"{path.parent.name}/{path.name}": score for path, score in zip(policies, scores, strict=True)}
 
 
+class Run(NamedTuple):
+    """What `learn` takes."""
+
+    options: TrainOptions
+    folder: Path
+    training: Sequence[Domain]
+    validation: Sequence[Domain]
+
+
+def learn_each(runs: Sequence[Run], jobs: int) -> Iterator[Run]:
+    """Learn in processes; yields the runs in their order, as they end."""
+    for run in runs:
+        for name in ("checkpoints", "best"):
+            (run.folder / name).mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        for run, task in [(run, pool.submit(_learn_one, run)) for run in runs]:
+            task.result()
+            yield run
+
+
 _interrupted: list[str] = []
 """Filled in a worker process by Ctrl-C."""
 
 
-def _learn_seed(options: TrainOptions, folder: Path, training: Sequence[Domain], validation: Sequence[Domain]) -> float:
-    """`learn` in a worker process, which takes up no further seed after Ctrl-C."""
+def _learn_one(run: Run) -> float:
+    """`learn` in a worker process, which takes up no further run after Ctrl-C."""
     if _interrupted:
         raise Interrupted(*_interrupted)
     try:
-        return learn(options, folder, training, validation)
+        return learn(dataclasses.replace(run.options, progress=False), run.folder, run.training, run.validation)
     except (Interrupted, KeyboardInterrupt) as interruption:
         _interrupted.append(str(interruption) or "interrupted")
         raise

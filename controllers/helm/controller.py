@@ -30,8 +30,9 @@ VERSION = 1
 
 _PARAMETERS = tuple(field.name for field in dataclasses.fields(HelmParameters))
 # kv_share per second that may change in recovery; base's action of the last decision; inputs that lay outside the range
-# of training in it, and in how many decisions that was too many; how it began (_NEW, _RUNNING, _RESTORED).
-_OWN = ("refill_per_s", "base", "outside", "unfamiliar", "started")
+# of training in it, in what part of the windows there was any, averaged, and in how many decisions that was too many;
+# how it began (_NEW, _RUNNING, _RESTORED).
+_OWN = ("refill_per_s", "base", "outside", "strange", "unfamiliar", "started")
 _NAMES = (*_PARAMETERS, *RULE_FIELDS, *RESIDUAL_FIELDS, *BURST_FIELDS, *CAP_FIELDS, *_OWN)
 _NEW, _RUNNING, _RESTORED = 0.0, 1.0, 2.0
 _STATE = np.dtype((np.record, [(name, "f8") for name in _NAMES]))
@@ -59,6 +60,15 @@ def _clip_to_range(observation, low, high, s):
 
 
 @subkernel
+def _is_strange(t, s):
+    """Has the base not been trained for what goes on here? Then the layers that adapt online have a say."""
+    if t.window_s > 0.0:
+        now = 1.0 if s.outside > 0.0 else 0.0
+        s.strange += -math.expm1(-t.window_s / s.strange_average_s) * (now - s.strange)
+    return s.strange >= s.least_strange
+
+
+@subkernel
 def _base_action(observation, weights, sizes, scratch, s):
     """The base's action, or one that keeps the wanted share where it has never seen such a state."""
     if s.outside > s.most_outside * len(observation):
@@ -78,15 +88,18 @@ def _decide(record, state, observation, low, high, weights, sizes, scratch):
     observe_record(record, observation)
     _clip_to_range(observation, low, high, s)
     s.base = action = _base_action(observation, weights, sizes, scratch, s)
-    if s.caps > 0.0 and nothing_reused(t, s):
-        if s.bursts > 0.0:
-            watch_arrivals(t, s)
+    strange = _is_strange(t, s)
+    capped = s.caps > 0.0 and nothing_reused(t, s)
+    if s.bursts > 0.0:
+        watch_arrivals(t, s)
+    if capped:
         return ask_for_cap(t, s)
     if s.most_residual == 0.0 and s.bursts == 0.0:
         return move(s, action, math.inf)
     gap = price_gap(t, s)
+    if not strange:
+        return move(s, action, math.inf)
     if s.bursts > 0.0:
-        watch_arrivals(t, s)
         action += burst_action(gap, s)
     if s.most_residual > 0.0:
         if s.mode != BURST or s.freeze_in_burst == 0.0:
@@ -119,6 +132,8 @@ class HelmController:
         s = self._state.view(_STATE)[0]
         for name, value in dataclasses.asdict(self.parameters).items():
             s[name] = value
+        if self.policy is None:
+            s["least_strange"] = 0.0  # nobody has trained it for anything
         prepare(s, base.header.action_kind, base.header.max_step, setup.layout, setup.kv_share_bounds)
         s["refill_per_s"] = _refill_per_s(self.parameters.refill_part, setup)
         s["gate"], s["draws"], s["direction"] = self.parameters.gate_start, self.parameters.seed, 1.0

@@ -16,8 +16,13 @@ class HelmParameters:
     most_outside: float = 0.25
     """Part of the inputs that may lie outside the range seen in training; above it the base's action counts as none."""
 
+    least_strange: float = 0.5
+    """Part of the windows with an input outside that range from which on adapter and bursts act; 0: always."""
+    strange_average_s: float = 100.0
+    """Time constant, in seconds, of that part."""
+
     # The residual adapter.
-    most_residual: float = 0.05
+    most_residual: float = 0.1
     """Largest residual, in actions; 0 turns the adapter off."""
     learn_per_s: float = 0.2
     """Growth of the residual, in actions per second and s/s of price gap."""
@@ -35,7 +40,7 @@ class HelmParameters:
     """Change of the trim per relative difference of the two costs."""
     most_trim: float = 1.0
     """The trim stays within this."""
-    gate_start: float = 0.5
+    gate_start: float = 1.0
     """Gate at start, 0 to 1."""
     gate_growth: float = 0.02
     """Growth of the gate per interval in which nothing speaks against it."""
@@ -118,11 +123,13 @@ _RANGES = {
     **dict.fromkeys(("most_outside", "most_residual", "most_burst", "gate_start", "gate_growth", "refill_part"), _PART),
     **dict.fromkeys(("no_reuse", "reuse_again", "cap_down_per_s", "cap_up_per_s", "cap_opening"), _PART),
     "forced_part": (0.0, 0.5),
+    "least_strange": (0.0, 1.0),
     "interval_windows": (1, 1000),
     "harm_times": (1, 1000),
     "seed": (1, 2**31 - 2),
 }
 _ABOVE_ZERO = (
+    "strange_average_s",
     "leak_s",
     "price_average_s",
     "cusum_alarm",

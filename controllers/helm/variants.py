@@ -15,10 +15,11 @@ STATIC_RESIDUAL = "helm-static-residual"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "helm": {},
     "helm-base": {"most_residual": 0.0, "bursts": False, "caps": False},
-    "helm-residual": {"bursts": False, "caps": False},
-    "helm-burst": {"most_residual": 0.0, "caps": False},
+    "helm-residual": {"bursts": False, "caps": False, "least_strange": 0.0},
+    "helm-burst": {"most_residual": 0.0, "caps": False, "least_strange": 0.0},
     "helm-cap": {"most_residual": 0.0, "bursts": False},
-    "helm-freeze": {"freeze_in_burst": True},
+    "helm-always": {"least_strange": 0.0},
+    "helm-freeze": {"freeze_in_burst": True, "least_strange": 0.0},
 }
 
 

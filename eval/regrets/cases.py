@@ -24,8 +24,10 @@ class SaneCase:
     best_share: float
     cost_room: float
     """1 - cost of the replayed dynamic oracle / cost of the best static."""
+    chosen_room: float
+    """The same of the best static share of each single episode: what of the room needs no moving, only hindsight."""
     p99_room: float
-    """The same of the p99 TTFT, against the share that is best in it."""
+    """The oracle's in p99 TTFT, against the share that is best in it."""
     best_cost: float
     """Of the best static, over so many episodes:"""
     episodes: int
@@ -37,6 +39,11 @@ class SaneCase:
     @property
     def platform(self) -> str:
         return self.traffic.platform.name
+
+    @property
+    def moving_room(self) -> float:
+        """Of the room in cost, what it takes a moving split to save."""
+        return self.cost_room - self.chosen_room
 
     @property
     def is_recorded(self) -> bool:
@@ -100,5 +107,6 @@ def _case(row: Row, trace: str = "") -> SaneCase:
     platform = find_platform(row["platform"])  # refuses what it does not know
     traffic = Case(platform, trace=trace).calibrated() if trace else Case(platform, scenario=row["case"])
     cost_room, p99_room = (row["room"][figure][0] or 0.0 for figure in ("cost", "ttft_p99_s"))
-    best = row["best_static_share"]
-    return SaneCase(traffic, row["rho"], best, cost_room, p99_room, row["best_static_cost"], row["episodes"])
+    best, cost = row["best_static_share"], row["best_static_cost"]
+    chosen_room = 1.0 - row["best_static_cost_chosen_per_episode"] / cost
+    return SaneCase(traffic, row["rho"], best, cost_room, chosen_room, p99_room, cost, row["episodes"])

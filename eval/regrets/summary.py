@@ -23,6 +23,10 @@ def with_cost_room(regrets: Sequence[Regret]) -> list[Regret]:
     return [regret for regret in regrets if regret.case.cost_room >= COST_ROOM]
 
 
+def with_moving_room(regrets: Sequence[Regret]) -> list[Regret]:
+    return [regret for regret in regrets if regret.case.moving_room >= COST_ROOM]
+
+
 def with_p99_room(regrets: Sequence[Regret]) -> list[Regret]:
     return [regret for regret in regrets if regret.case.p99_room >= P99_ROOM]
 
@@ -40,7 +44,7 @@ def summary(regrets: Sequence[Regret], name: str) -> dict[str, Any]:
     """Over cases: worst, median and mean regret, how many are FAR, the part of the oracle's gap closed, bytes, and the
     mean share error (None where it was not asked for)."""
     values = np.array([regret.excess(name) for regret in regrets])
-    room = with_cost_room(regrets)
+    room, moving = with_cost_room(regrets), with_moving_room(regrets)
     shares = [regret.share_errors[name] for regret in regrets if regret.share_errors]
     return {
         "worst": float(values.max()),
@@ -48,12 +52,18 @@ def summary(regrets: Sequence[Regret], name: str) -> dict[str, Any]:
         "mean": float(values.mean()),
         "far": int((values > FAR).sum()),
         "cases": len(values),
-        "gap_closed_median": float(np.median([regret.gap_closed(name) for regret in room])) if room else None,
+        "gap_closed_median": median_gap_closed(room, name),
+        "gap_closed_median_where_moving_saves": median_gap_closed(moving, name),
         "gib_migrated": float(np.mean([regret.gib_migrated(name) for regret in regrets])),
         "price_of_saving": {title: price_of_saving(room, title, name) for title in (BEST_STATIC, DEFAULT)},
         "share_error": float(np.mean([share.error for share in shares])) if shares else None,
         "share_mae": float(np.mean([share.mae for share in shares])) if shares else None,
     }
+
+
+def median_gap_closed(regrets: Sequence[Regret], name: str) -> float | None:
+    """None where there is no case."""
+    return float(np.median([regret.gap_closed(name) for regret in regrets])) if regrets else None
 
 
 def price_of_saving(regrets: Sequence[Regret], reference: str, name: str) -> dict[str, float | None] | None:
@@ -87,6 +97,7 @@ def _case(regret: Regret, names: Sequence[str]) -> dict[str, Any]:
         "best_static_share": case.best_share,
         "best_static_cost": regret.mean(case.best_static, "cost"),
         "cost_room": case.cost_room,
+        "chosen_room": case.chosen_room,
         "p99_room": case.p99_room,
         "regret": {name: regret.relative(name) for name in names},
         "worst_seed": {name: regret.worst_seed(name, "cost") for name in names},

@@ -23,6 +23,7 @@ from .test_policy import make_layers
 from .test_registry import constant_policy
 
 ZERO_BOUND = HelmParameters(most_residual=0.0, bursts=False, caps=False)
+ALWAYS = HelmParameters(least_strange=0.0)
 
 
 class PlainBase:
@@ -83,7 +84,7 @@ def test_a_zero_bound_is_the_base_to_the_bit(kind, ranges):
 
 def test_without_prices_and_bursts_all_layers_are_the_base_to_the_bit():
     policy = network()
-    controllers = PlainBase(policy), HelmController(policy)
+    controllers = PlainBase(policy), HelmController(policy, ALWAYS)
     for controller in controllers:
         controller.reset(SETUP)
     for k in range(200):
@@ -91,13 +92,41 @@ def test_without_prices_and_bursts_all_layers_are_the_base_to_the_bit():
         assert controllers[0].act(telemetry) == controllers[1].act(telemetry)
 
 
-def test_inputs_outside_the_range_of_training_are_clipped_and_counted():
+def test_where_the_base_is_at_home_it_decides_alone():
+    alone, layered = HelmController(network(), ZERO_BOUND), HelmController(network(), HelmParameters(caps=False))
+    for controller in (alone, layered):
+        controller.reset(SETUP)
+    for telemetry in busy_records(300):
+        assert alone.act(telemetry) == layered.act(telemetry)
+    assert layered.value("kv_price") > 0.0
+
+
+def used_to_a_full_pool() -> Policy:
+    """Adds kv_cached, which is 0 in an idle engine, to kv_free, which is 1 there and was at most .25 in training."""
     low, high = -np.ones(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE)
     cached, free = (OBSERVATION_NAMES.index(name) for name in ("kv_cached", "kv_free"))
-    high[free] = 0.25  # it is 1 in an idle engine, where kv_cached is 0
+    high[free] = 0.25
     layer = np.zeros((1, OBSERVATION_SIZE))
     layer[0, [cached, free]] = 1.0
-    controller = HelmController(Policy.from_layers([(layer, np.zeros(1))], ranges=(low, high)), ZERO_BOUND)
+    return Policy.from_layers([(layer, np.zeros(1))], ranges=(low, high))
+
+
+def test_adapter_and_bursts_act_while_most_windows_are_strange():
+    controller = HelmController(used_to_a_full_pool(), HelmParameters(caps=False))
+    controller.reset(SETUP)
+    share, acting = LAYOUT.share(50), []
+    for k in range(60):
+        free = 0.0 if k >= 30 else LAYOUT.pages(50)
+        controller.act(served(share, blocked_kv_fraction=1.0, kv_free=free))
+        acting.append(controller.value("windows"))
+    steps = np.diff([0.0, *acting]) != 0.0  # the adapter counts the windows of its interval
+    # 1 - exp(-5 k / 100) reaches a half in the 14th window; after 30 it is .78, and below a half 9 familiar ones later.
+    assert np.flatnonzero(steps).tolist() == list(range(13, 38))
+    assert controller.value("residual") > 0.0
+
+
+def test_inputs_outside_the_range_of_training_are_clipped_and_counted():
+    controller = HelmController(used_to_a_full_pool(), ZERO_BOUND)
     controller.reset(SETUP)
     share = LAYOUT.share(50)
     assert controller.act(served(share)).kv_share == pytest.approx(share + 0.1 * 0.25)
@@ -109,7 +138,7 @@ def test_the_base_holds_where_it_has_never_been(kind):
     never = np.full(OBSERVATION_SIZE, 0.999), np.full(OBSERVATION_SIZE, 1.0)
     layer = np.zeros((1, OBSERVATION_SIZE)), np.array([0.9])
     policy = Policy.from_layers([layer], Header(action_kind=kind), never)
-    alone, corrected = HelmController(policy, ZERO_BOUND), HelmController(policy, HelmParameters(gate_start=1.0))
+    alone, corrected = HelmController(policy, ZERO_BOUND), HelmController(policy, ALWAYS)
     share = LAYOUT.share(50)
     for controller in (alone, corrected):
         controller.reset(SETUP)
@@ -122,7 +151,7 @@ def test_the_base_holds_where_it_has_never_been(kind):
 
 
 def test_without_a_base_the_residual_moves_around_a_half():
-    controller = HelmController(None, HelmParameters(bursts=False, gate_start=1.0))
+    controller = HelmController(None, HelmParameters(bursts=False))
     controller.reset(SETUP)
     low, high = LAYOUT.share_bounds
     most = 0.5 * (high - low) * controller.parameters.most_residual
@@ -152,7 +181,7 @@ def busy_records(count: int) -> list[np.record]:
 @pytest.mark.parametrize("kind", ["incremental", "absolute"])
 def test_a_restored_controller_goes_on_as_if_nothing_had_happened(tmp_path, kind):
     records = busy_records(400)
-    whole, second = HelmController(network(kind)), HelmController(network(kind))
+    whole, second = (HelmController(network(kind), ALWAYS) for _ in range(2))
     whole.reset(SETUP)
     for telemetry in records[:203]:
         whole.act(telemetry)

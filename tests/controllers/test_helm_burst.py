@@ -26,7 +26,8 @@ class Arrivals:
 
 
 def started(**parameters: float) -> HelmController:
-    controller = HelmController(constant_policy(0.0), HelmParameters(**{"most_residual": 0.0, **parameters}))
+    always = {"most_residual": 0.0, "least_strange": 0.0}
+    controller = HelmController(constant_policy(0.0), HelmParameters(**{**always, **parameters}))
     controller.reset(SETUP)
     return controller
 
@@ -154,7 +155,7 @@ def test_a_burst_moves_memory_to_the_pool_that_is_short():
 
 
 def test_refill_takes_no_more_than_its_part_of_the_bandwidth():
-    controller = HelmController(constant_policy(1.0), HelmParameters(refill_part=1e-4))
+    controller = HelmController(constant_policy(1.0), HelmParameters(refill_part=1e-4, least_strange=0.0))
     controller.reset(SETUP)
     share = LAYOUT.share(90)
     controller.tell_burst(True)
@@ -172,7 +173,7 @@ def test_refill_takes_no_more_than_its_part_of_the_bandwidth():
 
 @pytest.mark.parametrize("freeze", [False, True])
 def test_the_learner_can_be_frozen_in_a_burst(freeze):
-    controller = HelmController(constant_policy(0.0), HelmParameters(freeze_in_burst=freeze))
+    controller = HelmController(constant_policy(0.0), HelmParameters(freeze_in_burst=freeze, least_strange=0.0))
     controller.reset(SETUP)
     controller.tell_burst(True)
     controller.act(served(0.5, blocked_kv_fraction=1.0))

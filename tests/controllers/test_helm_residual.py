@@ -10,7 +10,7 @@ from hbmgym.controllers.helm.parameters import HelmParameters
 from .records import LAYOUT, SETUP, served, served_records
 from .test_registry import constant_policy
 
-ALONE = {"bursts": False, "gate_start": 1.0}
+ALONE = {"bursts": False, "least_strange": 0.0}
 
 
 def started(action: float = 0.0, **parameters: float) -> HelmController:

@@ -21,8 +21,8 @@ DEFAULT = find_platform("qwen3-next-80b-a3b@h200")
 SMALL = f"{MODEL}@h200@{HBM_GIB:g}"
 
 
-def sane(scenario: str = "steady-chat", cost_room: float = 0.1, trace: str = "") -> SaneCase:
-    return SaneCase(Case(DEFAULT, scenario, trace), 0.5, 0.25, cost_room, 0.2, best_cost=1.0, episodes=2)
+def sane(scenario: str = "steady-chat", cost_room: float = 0.1, trace: str = "", chosen_room: float = 0.04) -> SaneCase:
+    return SaneCase(Case(DEFAULT, scenario, trace), 0.5, 0.25, cost_room, chosen_room, 0.2, best_cost=1.0, episodes=2)
 
 
 def regret(cost: Sequence[float], best: Sequence[float], case: SaneCase | None = None, hit_rate: float = 0.5) -> Regret:
@@ -37,6 +37,7 @@ def row(name: str) -> dict[str, Any]:
     """A row of a map."""
     rooms = {"cost": [0.1, 0.0, 0.2], "ttft_p99_s": [None, None, None]}
     best = {"best_static_share": 0.5, "best_static_cost": 0.5, "best_static_rejected_share": 0.0}
+    best["best_static_cost_chosen_per_episode"] = 0.48
     return {"case": name, "platform": SMALL, "rho": 0.5, "episodes": 1, "room": rooms, **best}
 
 
@@ -75,6 +76,12 @@ def test_only_cases_with_room_have_a_gap_to_close():
     cases = [regret([0.9], [1.0], sane(cost_room=0.049)), regret([0.98], [1.0], sane(cost_room=0.05))]
     assert summary(cases, "rule")["gap_closed_median"] == pytest.approx(0.4)
     assert summary(cases[:1], "rule")["gap_closed_median"] is None
+
+
+def test_what_hindsight_saves_without_moving_is_no_gap_of_moving():
+    cases = [regret([0.9], [1.0], sane(chosen_room=0.04)), regret([0.98], [1.0], sane(chosen_room=0.06))]
+    assert summary(cases, "rule")["gap_closed_median_where_moving_saves"] == pytest.approx(1.0)
+    assert summary(cases[1:], "rule")["gap_closed_median_where_moving_saves"] is None
 
 
 def test_bytes_are_set_against_all_that_is_saved():

@@ -155,7 +155,7 @@ def test_flags_go_before_a_recipe_also_where_they_say_the_default(monkeypatch, t
         seen.append(options)
         raise ValueError("seen")
 
-    monkeypatch.setattr(ppo, "_prepare", prepare)
+    monkeypatch.setattr(ppo, "prepare", prepare)
     monkeypatch.chdir(tmp_path)
     settings = dict(RECIPES["release"].settings)
     default = TrainOptions().total_timesteps

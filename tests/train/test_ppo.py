@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -211,6 +212,16 @@ def test_a_checkpoint_that_has_forgotten_what_it_saw_is_refused(run, capsys):
     delattr(model, SEEN)
     model.save(before)
     assert f"{run} cannot be resumed: its checkpoint is of an older version" in refused(run, capsys)
+
+
+def test_a_checkpoint_with_other_inputs_is_refused(run, capsys):
+    for checkpoint in checkpoints(run):
+        model = PPO.load(checkpoint)
+        model.observation_space = Box(-1.0, 1.0, (OBSERVATION_SIZE + 1,), np.float32)
+        model.save(checkpoint)
+    assert f"{run} cannot be resumed: model_1440.zip does not fit: Observation spaces do not match" in refused(
+        run, capsys
+    )
 
 
 def test_one_process_at_a_time_has_a_run(run, capsys):
