@@ -24,7 +24,7 @@ from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.envs.workload import Workload
 from hbmgym.eval.load import rho
-from hbmgym.eval.oracle import phase_oracle, segment_costs
+from hbmgym.eval.oracle import dynamic_oracle, phase_oracle, segment_costs
 from hbmgym.eval.rollout import Cell, Rollout, run_episode
 from hbmgym.files import write_atomically
 
@@ -44,13 +44,15 @@ class Bench:
 
 @dataclass(frozen=True)
 class Task:
-    """One episode to run. `phase_shares` stands for the per-phase oracle instead of a controller; `parameters` replace
-    some of the controller's own."""
+    """One episode to run. In place of a controller `phase_shares` stands for the per-phase oracle, `oracle_shares` for the
+    dynamic one, which is `late_s` seconds late; `parameters` replace some of the controller's own."""
 
     controller: str
     workload: int
     seed: int
     phase_shares: tuple[float, ...] = ()
+    oracle_shares: tuple[float, ...] = ()
+    late_s: float = 0.0
     parameters: tuple[tuple[str, float], ...] = ()
     segment_s: float = 0.0
     """Other than 0: what it costs is also told by segments of so many seconds."""
@@ -68,15 +70,17 @@ def _run_task(task: Task) -> Rollout:
     bench, core = _worker["bench"], _worker["core"]
     assert isinstance(bench, Bench) and isinstance(core, Core)
     episode = bench.workloads[task.workload].episode(bench.part, task.seed)
-    rollout = run_episode(_who(task, episode), core, episode)
+    rollout = run_episode(_who(task, core, episode), core, episode)
     if task.segment_s:
         rollout.segments = segment_costs(core, episode, task.segment_s)
     return rollout
 
 
-def _who(task: Task, episode: Episode) -> Controller:
+def _who(task: Task, core: Core, episode: Episode) -> Controller:
     if task.phase_shares:
         return phase_oracle(episode.name, task.phase_shares, task.seed, episode.horizon_s)
+    if task.oracle_shares:
+        return dynamic_oracle(core, episode, task.oracle_shares, task.late_s)
     if task.parameters:
         return with_parameters(task.controller, dict(task.parameters))
     return make_controller(task.controller)

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from hbmgym.controllers.base import Decision, Setup
+from hbmgym.controllers.static import StaticController
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.metrics import request_costs
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.scenarios import phase_schedule
-from hbmgym.eval.rollout import Rollout, run_episode
+from hbmgym.eval.rollout import run_episode
 
 ORACLE = "oracle-phases"
 DYNAMIC = "oracle-dynamic"
@@ -30,13 +31,14 @@ the price stands for the refilling that static costs do not show, and replays fi
 
 
 class ScheduleOracle:
-    """Requests each share at the last decision before its time begins."""
+    """Requests each share at the last decision before its time begins, or `late_s` seconds after that, but for the
+    first one."""
 
-    def __init__(self, name: str, begin_s: Sequence[float], shares: Sequence[float]) -> None:
+    def __init__(self, name: str, begin_s: Sequence[float], shares: Sequence[float], late_s: float = 0.0) -> None:
         assert len(begin_s) == len(shares) and begin_s[0] <= 0.0
         self.name = name
         self.fixed_share: float | None = None
-        self._begin_s = np.asarray(begin_s)
+        self._begin_s = np.where(np.asarray(begin_s) > 0.0, np.add(begin_s, late_s), begin_s)
         self._shares = shares
 
     def reset(self, setup: Setup) -> None:
@@ -125,9 +127,11 @@ def cheapest_path(costs: np.ndarray, move: np.ndarray) -> tuple[list[int], float
     return path, float(value.min())
 
 
-def dynamic_candidates(episode: Episode, shares: Sequence[float], costs: np.ndarray) -> Iterator[ScheduleOracle]:
+def dynamic_candidates(
+    episode: Episode, shares: Sequence[float], costs: np.ndarray, late_s: float = 0.0
+) -> Iterator[ScheduleOracle]:
     """Paths to replay, each only once: the episode's best static share, held; and for every length of segment and price
-    of moving the cheapest one.
+    of moving the cheapest one, all but its first share `late_s` seconds late.
 
     `costs`, shape (shares, rows): `arrival_costs` under the static splits at `shares`.
     """
@@ -144,10 +148,21 @@ def dynamic_candidates(episode: Episode, shares: Sequence[float], costs: np.ndar
             key = tuple((float(begin_s[i]), path[i]) for i in changes)
             if key not in seen:
                 seen.add(key)
-                yield ScheduleOracle(DYNAMIC, [from_s for from_s, _ in key], [shares[choice] for _, choice in key])
+                yield ScheduleOracle(DYNAMIC, [at_s for at_s, _ in key], [shares[place] for _, place in key], late_s)
 
 
-def best_replay(core: Core, episode: Episode, shares: Sequence[float], costs: np.ndarray) -> Rollout:
+def best_path(
+    core: Core, episode: Episode, shares: Sequence[float], costs: np.ndarray, late_s: float = 0.0
+) -> ScheduleOracle:
     """The candidate that costs least when it is replayed."""
-    rollouts = (run_episode(oracle, core, episode) for oracle in dynamic_candidates(episode, shares, costs))
-    return min(rollouts, key=lambda rollout: float(rollout.cell["cost"]))
+    candidates = dynamic_candidates(episode, shares, costs, late_s)
+    return min(candidates, key=lambda oracle: float(run_episode(oracle, core, episode).cell["cost"]))
+
+
+def dynamic_oracle(core: Core, episode: Episode, shares: Sequence[float], late_s: float = 0.0) -> ScheduleOracle:
+    """`best_path` through what the static splits at `shares` cost in this episode, which are run for it."""
+    costs = []
+    for share in shares:
+        run_episode(StaticController(share), core, episode)
+        costs.append(arrival_costs(core, episode))
+    return best_path(core, episode, shares, np.array(costs), late_s)

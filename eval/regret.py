@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.traces.trace import TraceError
 from hbmgym.eval.cells import claim_folder, whole_or_gone, write_json
 from hbmgym.eval.regrets.cases import sane_cases
-from hbmgym.eval.regrets.measure import measure
+from hbmgym.eval.regrets.measure import ORACLES, OTHERS_BEST, measure
 from hbmgym.eval.regrets.report import print_regrets
 from hbmgym.eval.regrets.summary import as_json
 
@@ -42,7 +43,17 @@ class RegretOptions:
         (), "recorded trace that the map has by its name, repeatable; its load is calibrated", metavar="PATH"
     )
     map: str = option(MAP, "map.json of eval/opportunity.py", metavar="PATH")
-    share_error: bool = option(False, "also the distance to good splits, for which some 20 static ones are run")
+    share_error: bool = option(
+        False,
+        f"also the distance to good splits, for which some 20 static ones are run, and {OTHERS_BEST}: for each episode "
+        "that one which is best on the others",
+    )
+    oracle_late_s: tuple[str, ...] = option(
+        (),
+        "also the replayed dynamic oracle, found anew for every episode, its moves so many seconds late; repeatable, 0 "
+        "is the map's; some 60 replays per episode",
+        metavar="SECONDS",
+    )
     jobs: int = option(min(2, os.cpu_count() or 1), "processes")
     out: str = option("", "new folder for regret.json")
     progress: bool = option(True, "show progress bars")
@@ -58,11 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.out:
             claim_folder(Path(options.out))
     progress = options.progress and sys.stderr.isatty()
+    judged = [*names, OTHERS_BEST] if options.share_error and options.seeds > 1 else names
     with in_one_line(TraceError), whole_or_gone(options.out):
         regrets = measure(chosen, names, seeds, options.jobs, progress, options.share_error)
         if options.out:
-            write_json(Path(options.out) / "regret.json", as_json(regrets, names))
-    print_regrets(regrets, names)
+            write_json(Path(options.out) / "regret.json", as_json(regrets, judged))
+    print_regrets(regrets, judged)
 
 
 def _names(options: RegretOptions) -> list[str]:
@@ -73,7 +85,17 @@ def _names(options: RegretOptions) -> list[str]:
         raise ValueError("--controllers is empty: give names, for example helm,gradient")
     for name in names:
         make_controller(name)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys([*names, *map(_oracle, options.oracle_late_s)]))
+
+
+def _oracle(text: str) -> str:
+    try:
+        late_s = float(text)
+    except ValueError:
+        late_s = -1.0
+    if not 0.0 <= late_s < math.inf:
+        raise ValueError(f"--oracle-late-s is {text}, expected a number of seconds, 0 or more")
+    return f"{ORACLES}{late_s:g}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.eval.comparison import static_shares
-from hbmgym.eval.oracle import arrival_costs, best_replay
+from hbmgym.eval.oracle import arrival_costs, best_path
 from hbmgym.eval.rollout import Rollout, run_episode
 
 DEFAULT = "sglang-0.9"
@@ -34,7 +34,7 @@ def measure(config: ServingConfig, episode: Episode) -> dict[str, Any]:
         "requests": int((episode.rows["measured"] == 1).sum()),
         "statics": statics,
         "default": _run(make_controller(DEFAULT), core, episode),
-        "dynamic": _figures(best_replay(core, episode, shares, np.array(costs))),
+        "dynamic": _run(best_path(core, episode, shares, np.array(costs)), core, episode),
         "both_full": _run(StaticController(0.5), both_pools_full(config), episode),
     }
 

@@ -16,6 +16,10 @@ from hbmgym.eval.regrets.cases import SaneCase, static_name
 from hbmgym.eval.regrets.share_error import GRID_STEP, SEGMENT_S, ShareError, share_error
 from hbmgym.eval.rollout import Cell, Rollout
 
+OTHERS_BEST = "static:others"
+"""Stands for the static split that is best on the other episodes of a case: the best static without its hindsight."""
+ORACLES = "oracle:"
+"""With a number of seconds behind it: the replayed dynamic oracle, whose moves come so late."""
 SAME = 1e-6
 """Costs that differ by so small a part differ by the order of sums."""
 
@@ -92,7 +96,8 @@ def measure(
     progress: bool,
     with_share_error: bool = False,
 ) -> list[Regret]:
-    """In the order of the cases, which are grouped by platform. The share error needs all static splits of a grid."""
+    """In the order of the cases, which are grouped by platform. The share error needs all static splits of a grid;
+    where these are run on several episodes OTHERS_BEST is judged as well."""
     regrets: list[Regret] = []
     for platform in dict.fromkeys(case.traffic.platform for case in cases):
         own = [case for case in cases if case.traffic.platform == platform]
@@ -103,8 +108,12 @@ def measure(
                 label = f"{len(regrets) + 1} of {len(cases)}: {case.traffic.name}"
                 everyone = list(dict.fromkeys((case.best_static, *names, *grid.values())))
                 rollouts = _rollouts(runner, place, everyone, seeds, SEGMENT_S if grid else 0.0, label)
-                cells = {name: [rollout.cell for rollout in rollouts[name]] for name in (case.best_static, *names)}
-                regrets.append(Regret(case, cells, _share_errors(grid, rollouts, list(cells)) if grid else {}))
+                judged = [case.best_static, *names]
+                if grid and len(seeds) > 1:
+                    rollouts[OTHERS_BEST] = _others_best([rollouts[name] for name in grid.values()])
+                    judged.append(OTHERS_BEST)
+                cells = {name: [rollout.cell for rollout in rollouts[name]] for name in judged}
+                regrets.append(Regret(case, cells, _share_errors(grid, rollouts, judged) if grid else {}))
     return regrets
 
 
@@ -118,8 +127,23 @@ def _rollouts(
     runner: Runner, workload: int, names: Sequence[str], seeds: Sequence[int], segment_s: float, label: str
 ) -> dict[str, list[Rollout]]:
     """By controller, in the order of the seeds."""
-    found = runner.run([Task(name, workload, seed, segment_s=segment_s) for name in names for seed in seeds], label)
+    shares = tuple(static_shares(make_layout(runner.bench.config)))
+    tasks = [
+        Task(name, workload, seed, oracle_shares=shares, late_s=float(name.removeprefix(ORACLES)), segment_s=segment_s)
+        if name.startswith(ORACLES)
+        else Task(name, workload, seed, segment_s=segment_s)
+        for name in names
+        for seed in seeds
+    ]
+    found = runner.run(tasks, label)
     return {name: found[place * len(seeds) : (place + 1) * len(seeds)] for place, name in enumerate(names)}
+
+
+def _others_best(statics: Sequence[list[Rollout]]) -> list[Rollout]:
+    """Of every episode the rollout of that static split which costs least on all others."""
+    costs = np.array([[rollout.cell["cost"] for rollout in own] for own in statics])
+    on_others = costs.sum(axis=1, keepdims=True) - costs
+    return [statics[best][episode] for episode, best in enumerate(on_others.argmin(axis=0))]
 
 
 def _share_errors(

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from hbmgym.eval.opportunities.measure import DEFAULT
 from hbmgym.eval.opportunities.verdict import TURNED_AWAY, Interval
-from hbmgym.eval.regrets.measure import Regret
-from hbmgym.eval.regrets.share_error import EPSILON, SEGMENT_S
+from hbmgym.eval.regrets.measure import OTHERS_BEST, Regret
+from hbmgym.eval.regrets.share_error import EPSILON, GRID_STEP, SEGMENT_S
 from hbmgym.eval.regrets.summary import (
     BEST_STATIC,
     COST_ROOM,
@@ -171,6 +171,11 @@ def _notes(regrets: Sequence[Regret]) -> list[str]:
             "share error: means over segments, weighted by their requests, of which one has as many as the table says: "
             "with few, chance says which splits are good, as the best static's own error shows. The statics know "
             "nothing of carried-over state."
+        )
+    if OTHERS_BEST in regrets[0].cells:
+        lines.append(
+            f"{OTHERS_BEST}: in every episode the static split that is best on the others, of a grid with {GRID_STEP:g}"
+            " between two: what the best static is worth to somebody who has to choose it beforehand."
         )
     if any(regret.case.is_recorded for regret in regrets):
         lines.append(

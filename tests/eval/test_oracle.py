@@ -12,10 +12,11 @@ from hbmgym.envs.traces.scenarios import phase_schedule
 from hbmgym.eval.oracle import (
     ScheduleOracle,
     arrival_costs,
-    best_replay,
+    best_path,
     cheapest_path,
     coordinate_descent,
     dynamic_candidates,
+    dynamic_oracle,
     phase_oracle,
     segment_costs,
 )
@@ -119,13 +120,27 @@ def test_the_dynamic_oracle_holds_one_share_where_one_is_best_everywhere():
     assert only.act(core.reset(episode)).kv_share == 0.3
 
 
+def test_a_late_oracle_moves_later_but_begins_in_time():
+    oracles = [ScheduleOracle("late", [0.0, 20.0], [0.2, 0.8], late_s) for late_s in (0.0, 10.0)]
+    telemetry = np.zeros(1, TELEMETRY).view(np.recarray)[0]
+    asked = []
+    for oracle in oracles:
+        oracle.reset(Core(CONFIG).setup)
+        for time_s in range(0, 40, 5):
+            telemetry.time_s = time_s
+            asked.append(oracle.act(telemetry).kv_share)
+    assert asked == [0.2] * 4 + [0.8] * 4 + [0.2] * 6 + [0.8] * 2
+
+
 def test_the_best_replay_is_the_cheapest_candidate():
     episode, core, shares = MIX.episode("validation", 10_000), Core(CONFIG), [0.2, 0.5, 0.8]
     costs = []
     for share in shares:
         run_episode(StaticController(share), core, episode)
         costs.append(arrival_costs(core, episode))
-    found = best_replay(core, episode, shares, np.array(costs)).cell["cost"]
+    found = run_episode(best_path(core, episode, shares, np.array(costs)), core, episode).cell["cost"]
+    alone = run_episode(dynamic_oracle(core, episode, shares), core, episode).cell["cost"]
+    assert alone == found
     replays = [run_episode(o, core, episode).cell["cost"] for o in dynamic_candidates(episode, shares, np.array(costs))]
     assert len(replays) > 1
     assert found == min(replays)

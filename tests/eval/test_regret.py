@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from hbmgym.envs.platforms import find_platform
+from hbmgym.envs.serving.core import make_layout
+from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.opportunities.cases import Case
 from hbmgym.eval.regret import main
-from hbmgym.eval.regrets.cases import SaneCase, sane_cases
-from hbmgym.eval.regrets.measure import Regret, measure
+from hbmgym.eval.regrets.cases import SaneCase, sane_cases, static_name
+from hbmgym.eval.regrets.measure import OTHERS_BEST, Regret, measure
+from hbmgym.eval.regrets.share_error import GRID_STEP
 from hbmgym.eval.regrets.summary import groups, price_of_saving, summary
 
 from .traffic import HBM_GIB, MODEL, write_trace
@@ -136,11 +139,40 @@ def test_a_recorded_trace_is_judged_with_its_distance_to_good_splits(tmp_path, c
     assert [(case["case"], case["kind"]) for case in kept["cases"]] == [("own", "recorded")]
     assert 0.0 < kept["cases"][0]["load"] <= 1.0
     shares = kept["cases"][0]["share_error"]
-    assert set(shares) == {"static-0.500000", "sglang-0.9", "demand"}
+    assert set(shares) == {"static-0.500000", "sglang-0.9", "demand"}  # one episode has no others
     assert all(0.0 <= share["error"] <= share["mae"] <= 1.0 for share in shares.values())
     said = capsys.readouterr().out
     assert "share error" in said and "are not independent" in said
     assert f"own on {SMALL}: the best static costs" in said and "in the map 0.5000" in said
+
+
+def test_the_static_of_other_episodes_has_no_hindsight():
+    cases = sane_cases(MAP, [DEFAULT.name], ["mix-burst"])
+    seeds = range(10_000, 10_004)
+    (measured,) = measure(cases, [], seeds, 1, False, with_share_error=True)
+    statics = [static_name(share) for share in static_shares(make_layout(DEFAULT.config), GRID_STEP)]
+    (grid,) = measure(cases, statics, seeds, 1, False)
+    costs = {name: grid.column(name, "cost") for name in [*statics, cases[0].best_static]}
+    for place, found in enumerate(measured.column(OTHERS_BEST, "cost")):
+        best = min(costs, key=lambda name, place=place: sum(costs[name]) - costs[name][place])
+        assert found == costs[best][place]
+    assert measured.excess(OTHERS_BEST) > 0.0
+    assert 0.0 < measured.share_errors[OTHERS_BEST].error < 1.0
+
+
+def test_the_oracle_is_the_map_s_and_may_be_late():
+    cases = sane_cases(MAP, [DEFAULT.name], ["idle"])
+    (measured,) = measure(cases, ["oracle:0", "oracle:30"], range(10_000, 10_010), 1, False)
+    assert -measured.excess("oracle:0") == pytest.approx(cases[0].cost_room)
+    assert measured.excess("oracle:0") <= measured.excess("oracle:30") <= -cases[0].chosen_room + 1e-4
+
+
+@pytest.mark.parametrize("seconds", ["-1", "soon", "inf"])
+def test_an_oracle_cannot_be_early(seconds, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--oracle-late-s", seconds])
+    assert stop.value.code == 2
+    assert f"--oracle-late-s is {seconds}, expected a number of seconds" in capsys.readouterr().err
 
 
 def test_a_trace_that_the_map_has_not_is_named(tmp_path, capsys):
