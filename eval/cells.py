@@ -44,8 +44,8 @@ class Bench:
 
 @dataclass(frozen=True)
 class Task:
-    """One episode to run. In place of a controller `phase_shares` stands for the per-phase oracle, `oracle_shares` for the
-    dynamic one, which is `late_s` seconds late; `parameters` replace some of the controller's own."""
+    """One episode to run. `phase_shares` stands for the per-phase oracle instead of a controller, `oracle_shares` for
+    the dynamic one, which is `late_s` seconds late; `parameters` replace some of the controller's own."""
 
     controller: str
     workload: int
