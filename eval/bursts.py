@@ -1,4 +1,4 @@
-"""How soon bursts are found, and how often none was there: `python eval/bursts.py --help`.
+"""How soon bursts are found, how often none was there, and what that is worth: `python eval/bursts.py --help`.
 
 The truth comes from the scenario's own schedule, which no controller sees.
 """
@@ -11,23 +11,29 @@ except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 
-from hbmgym.controllers.base import Decision, Setup
+from hbmgym.controllers.base import Controller, Decision, Setup
 from hbmgym.controllers.helm.controller import HelmController
 from hbmgym.controllers.helm.parameters import HelmParameters
+from hbmgym.controllers.helm.policy import Policy
+from hbmgym.controllers.helm.variants import shipped_policy
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.arrivals import Bursts, MixBursts
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.workload import open_workloads
+from hbmgym.eval.intervals import relative_difference
 from hbmgym.eval.rollout import run_episode
 
+Interval = tuple[float, float, float]
+"""Value, and the bounds of its 95 % interval over episodes."""
 Span = tuple[float, float]
 """(begin, end) in seconds."""
 
@@ -100,6 +106,11 @@ class _Alarms(HelmController):
         return decision
 
 
+def has_bursts(name: str) -> bool:
+    """Is a scenario one of bursts?"""
+    return isinstance(find_scenario(name).pattern, MixBursts | Bursts)
+
+
 def true_bursts(name: str, seed: int, span_s: float) -> list[Span]:
     """When a scenario of bursts has them within [0, span_s), drawn as its generator draws them; none in others."""
     scenario = find_scenario(name)
@@ -151,8 +162,24 @@ def measure_detection(name: str, seeds: Sequence[int], parameters: HelmParameter
     return found
 
 
+def measure_worth(name: str, seeds: Sequence[int], policy: Policy | None) -> dict[str, Interval]:
+    """Cost on validation episodes of a base with the burst layer over that without, less 1: as the CUSUM finds the
+    bursts, and told of them as they are."""
+    core, workload = Core(ServingConfig()), open_workloads(ServingConfig(), scenarios=(name,))[0]
+    layer = HelmParameters(most_residual=0.0, caps=False, least_strange=0.0)
+    costs: dict[str, list[float]] = {"without": [], "found": [], "told": []}
+    for seed in seeds:
+        episode = workload.episode("validation", seed)
+        told = OracleBursts(HelmController(policy, layer), true_bursts(name, seed, episode.horizon_s))
+        without = HelmController(policy, dataclasses.replace(layer, bursts=False))
+        controllers: tuple[Controller, ...] = (without, HelmController(policy, layer), told)
+        for own, controller in zip(costs.values(), controllers, strict=True):
+            own.append(run_episode(controller, core, episode).cell["cost"])
+    return {kind: relative_difference(costs[kind], costs["without"]) for kind in ("found", "told")}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """One line per scenario."""
+    """One line per scenario; for those with bursts, two more of what the layer is worth to a base."""
     options = parse_options(BurstOptions, (__doc__ or "").splitlines()[0], arguments)
     with user_errors():
         if options.seeds < 1:
@@ -160,8 +187,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.scenarios.split(","):
             if name not in SCENARIOS:
                 raise ValueError(f"scenario is {name!r}, expected one of {', '.join(SCENARIOS)}")
+        seeds = seeds_for("validation", options.seeds)
         for name in options.scenarios.split(","):
-            print(_line(name, measure_detection(name, seeds_for("validation", options.seeds))), flush=True)
+            print(_line(name, measure_detection(name, seeds)), flush=True)
+            if has_bursts(name):
+                for base, policy in (("shipped base", shipped_policy()), ("static .5", None)):
+                    print(f"  {base}: {_worth(measure_worth(name, seeds, policy))}", flush=True)
+
+
+def _worth(found: dict[str, Interval]) -> str:
+    parts = (
+        "bursts {} {:+.1f} % [{:+.1f}, {:+.1f}]".format(kind, *(100.0 * v for v in own)) for kind, own in found.items()
+    )
+    return f"cost over that without the layer: {', '.join(parts)}"
 
 
 def _line(name: str, found: Detection) -> str:

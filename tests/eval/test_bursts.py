@@ -10,7 +10,16 @@ from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.arrivals import Bursts
 from hbmgym.envs.traces.scenarios import SCENARIOS, phase_schedule
 from hbmgym.envs.workload import open_workloads
-from hbmgym.eval.bursts import GRACE_S, Detection, OracleBursts, judge_alarms, main, measure_detection, true_bursts
+from hbmgym.eval.bursts import (
+    GRACE_S,
+    Detection,
+    OracleBursts,
+    judge_alarms,
+    main,
+    measure_detection,
+    measure_worth,
+    true_bursts,
+)
 from hbmgym.eval.rollout import run_episode
 
 
@@ -74,6 +83,13 @@ def test_an_oracle_is_told_every_burst_at_once():
     # A decision is taken at the end of the window before.
     for (before_s, _), (_, burst) in itertools.pairwise(seen):
         assert burst == any(begin <= before_s < end for begin, end in bursts)
+
+
+def test_the_layer_is_worth_something_to_a_split_that_would_not_move():
+    worth = measure_worth("mix-burst", range(10_000, 10_005), None)
+    assert worth["told"][0] != worth["found"][0] < 0.0
+    calm = measure_worth("steady-code", [10_000], None)
+    assert calm == {"found": (0.0, 0.0, 0.0), "told": (0.0, 0.0, 0.0)}
 
 
 def test_unknown_scenarios_are_refused(capsys):
