@@ -9,10 +9,11 @@ import math
 from hbmgym.memory_backend.jit import subkernel
 
 # Part of the prompt tokens that was reused, or would have been had it not been evicted, per request; requests and
-# seconds that it was seen in; the cap, in requests (nan: there is reuse, or nobody knows).
-CAP_FIELDS = ("reuse", "reuse_requests", "reuse_s", "cap")
+# seconds that it was seen in; how many ran, averaged; the cap, in requests (nan: there is reuse, or nobody knows).
+CAP_FIELDS = ("reuse", "reuse_requests", "reuse_s", "mean_running", "cap")
 
 _FIRST = 4.0  # requests: the cap starts no lower
+_RUNNING_S = 100.0  # over which those running are averaged; a plain mean before
 _NOISE = 0.01  # of an SLO: below it TTFT and TPOT count as equal
 
 
@@ -32,6 +33,15 @@ def _average_reuse(t, s):
 
 
 @subkernel
+def _average_running(t, s):
+    """After `_average_reuse`, which counts the seconds."""
+    running = min(t.running, t.concurrency_cap)
+    if 0.0 < t.window_s < math.inf and 0.0 <= running < math.inf:
+        rate = max(t.window_s / s.reuse_s, -math.expm1(-t.window_s / _RUNNING_S))
+        s.mean_running += rate * (running - s.mean_running)
+
+
+@subkernel
 def _start(t):
     return t.running + t.waiting if t.running + t.waiting > _FIRST else _FIRST
 
@@ -40,6 +50,7 @@ def _start(t):
 def nothing_reused(t, s):
     """Does the cap decide in this window?"""
     _average_reuse(t, s)
+    _average_running(t, s)
     if s.cap == s.cap:
         if s.reuse > s.reuse_again:
             s.cap = math.nan
@@ -75,7 +86,7 @@ def ask_for_cap(t, s):
     if room != room:
         return math.nan
     _follow(t, s)
-    s.cap = min(max(s.cap, 1.0), room)
+    s.cap = min(max(s.cap, s.cap_running * s.mean_running, 1.0), room)
     slot = t.slot_bytes / t.budget_bytes
     wanted = 1.0 - math.floor(s.cap + 0.5) * t.slots_per_request * slot
     s.wanted = min(max(wanted, s.low), s.high)

@@ -94,13 +94,16 @@ class HelmParameters:
     """Requests to be seen before the first cap: fewer may be the first turns of all their sessions."""
     reuse_least_s: float = 150.0
     """Seconds to be seen before the first cap: the second turns come that late."""
-    cap_balance: float = 0.9
+    cap_balance: float = 0.75
     """Ratio of mean TTFT / SLO to mean TPOT / SLO that the cap seeks."""
     cap_down_per_s: float = 0.004
     """The cap falls by at most this part per second: by half in three minutes, so that it outlasts the calm between
     two bursts."""
     cap_up_per_s: float = 0.02
     """The cap grows by at most this part per second."""
+    cap_running: float = 2.0
+    """The cap is at least so many times what runs on average over 100 s: where decoding needs its batch, slots that are
+    nearly all in use make a queue grow."""
     cap_queue: float = 2.0
     """A queue is long when it exceeds the cap so many times..."""
     cap_wait: float = 0.6

@@ -21,11 +21,12 @@ from hbmgym.eval.rollout import run_episode
 from .records import LAYOUT, SETUP, served, served_records
 from .test_registry import constant_policy
 
-ALONE = HelmParameters(most_residual=0.0, bursts=False)
+ALONE = HelmParameters(most_residual=0.0, bursts=False, cap_running=0.0)
+"""Whatever runs, the cap may fall."""
 SLOTS = SETUP.slots_per_request
 # Ten requests in a window, of 100 tokens each; nothing waits.
 CALM = {"arrivals_per_s": 2.0, "prompt_tokens_per_s_10s": 200.0, "running": 10.0}
-BALANCED = {"ttft_over_slo_10s": 0.18, "tpot_over_slo_10s": 0.2}
+BALANCED = {"ttft_over_slo_10s": 0.15, "tpot_over_slo_10s": 0.2}
 
 
 def started(action: float = 0.0, **parameters: float) -> HelmController:
@@ -136,6 +137,17 @@ def test_a_larger_imbalance_moves_it_further():
         controller.act(served(0.5, **CALM, ttft_over_slo_10s=0.2, tpot_over_slo_10s=tpot))
         found.append(controller.value("cap"))
     assert sorted(found, reverse=True) == found and found[0] > 10.0 > found[-1]
+
+
+def test_it_leaves_room_for_twice_what_runs():
+    """Where decoding needs its batch, a lower cap lowers no TPOT but lets the queue grow (azure2023_conv)."""
+    controller = started(cap_running=2.0)
+    for k in range(400):
+        running = 4.0 + 2.0 * (k % 2)
+        controller.act(served(0.5, **CALM | {"running": running, "ttft_over_slo_10s": 0.01, "tpot_over_slo_10s": 0.9}))
+    assert controller.value("cap") == pytest.approx(10.0, abs=0.2)
+    controller.act(served(0.5, **CALM | {"running": 1e9}))  # more than have slots
+    assert controller.value("cap") < 2.0 * (5.0 + 50.0 * SETUP.window_s / 100.0)
 
 
 def test_a_jump_of_the_queue_opens_it_at_once():

@@ -50,6 +50,7 @@ def test_the_page_has_the_defaults():
         f"at least {p.reuse_least_requests:g} requests and {p.reuse_least_s:g} s",
         f"until it is above {p.reuse_again:g}.".replace("0.", "."),
         f"log((TTFT + .01) / ({p.cap_balance:g} TPOT + .01)), -+1)".replace("0.", "."),
+        f"cap <- max(cap, {p.cap_running:g} mean running)",
         f"({p.cap_up_per_s:g} / s where g > 0, else {p.cap_down_per_s:g} / s))".replace("0.", "."),
         f"running + {p.cap_opening:g} waiting) where waiting > {p.cap_queue:g} cap",
         f"mean wait / SLO > {p.cap_wait:g} TPOT".replace("0.", "."),
