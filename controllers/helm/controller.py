@@ -63,7 +63,7 @@ def _clip_to_range(observation, low, high, s):
 def _is_strange(t, s):
     """Has the base not been trained for what goes on here? Then the layers that adapt online have a say."""
     if t.window_s > 0.0:
-        now = 1.0 if s.outside > 0.0 else 0.0
+        now = 1.0 if s.outside >= s.strange_inputs else 0.0
         s.strange += -math.expm1(-t.window_s / s.strange_average_s) * (now - s.strange)
     return s.strange >= s.least_strange
 

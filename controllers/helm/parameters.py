@@ -16,8 +16,10 @@ class HelmParameters:
     most_outside: float = 0.25
     """Part of the inputs that may lie outside the range seen in training; above it the base's action counts as none."""
 
+    strange_inputs: float = 2.0
+    """With so many inputs outside that range a window is strange; one alone may be a budget smaller than any other."""
     least_strange: float = 0.5
-    """Part of the windows with an input outside that range from which on adapter and bursts act; 0: always."""
+    """Part of strange windows from which on adapter and bursts act; 0: always."""
     strange_average_s: float = 100.0
     """Time constant, in seconds, of that part."""
 

@@ -112,7 +112,7 @@ def used_to_a_full_pool() -> Policy:
 
 
 def test_adapter_and_bursts_act_while_most_windows_are_strange():
-    controller = HelmController(used_to_a_full_pool(), HelmParameters(caps=False))
+    controller = HelmController(used_to_a_full_pool(), HelmParameters(caps=False, strange_inputs=1.0))
     controller.reset(SETUP)
     share, acting = LAYOUT.share(50), []
     for k in range(60):
@@ -123,6 +123,15 @@ def test_adapter_and_bursts_act_while_most_windows_are_strange():
     # 1 - exp(-5 k / 100) reaches a half in the 14th window; after 30 it is .78, and below a half 9 familiar ones later.
     assert np.flatnonzero(steps).tolist() == list(range(13, 38))
     assert controller.value("residual") > 0.0
+
+
+def test_a_single_input_outside_is_not_strange():
+    alone, layered = (HelmController(used_to_a_full_pool(), p) for p in (ZERO_BOUND, HelmParameters(caps=False)))
+    for controller in (alone, layered):
+        controller.reset(SETUP)
+    for telemetry in busy_records(100):
+        assert alone.act(telemetry) == layered.act(telemetry)
+    assert layered.outside == 1
 
 
 def test_inputs_outside_the_range_of_training_are_clipped_and_counted():

@@ -37,7 +37,7 @@ def test_the_page_has_the_defaults():
         f"at {p.harm_times} such in a row",
         f"The gate starts at {p.gate_start:g}",
         f"grows by {p.gate_growth:g} per interval".replace("0.", "."),
-        f"averaged over {p.strange_average_s:g} s, had an input outside the range of training",
+        f"averaged over {p.strange_average_s:g} s, had {p.strange_inputs:g} inputs or more outside",
         f"-+{p.most_z:g}) S <- clip(S + z - {p.cusum_slack:g}, 0, {p.cusum_alarm:g})",
         f"(not in the first {p.settle_s:g} s)",
         f"to recover after {p.hold_s:g} s",
