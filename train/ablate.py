@@ -137,9 +137,16 @@ def _judge(options: AblateOptions, cases: Sequence[SaneCase]) -> tuple[dict[str,
     regrets = measure(cases, [name for own in names.values() for name in own], episodes, options.jobs, progress)
     costs = {arm: np.array([[r.mean(name, "cost") for r in regrets] for name in own]) for arm, own in names.items()}
     if ONLINE in options.chosen:
-        checkpoints = [last_checkpoint(options.folder(FULL, seed)) for seed in range(options.seeds)]
-        costs[ONLINE] = live_costs([path for path in checkpoints if path], cases, episodes, options.jobs, progress)
+        checkpoints = [_checkpoint(options.folder(FULL, seed)) for seed in range(options.seeds)]
+        costs[ONLINE] = live_costs(checkpoints, cases, episodes, options.jobs, progress)
     return costs, np.array([regret.mean(regret.case.best_static, "cost") for regret in regrets])
+
+
+def _checkpoint(folder: Path) -> Path:
+    found = last_checkpoint(folder)
+    if found is None:
+        raise CannotGoOn(f"{folder} has a policy but no checkpoint to learn on from: remove it to train it again")
+    return found
 
 
 def print_ablations(costs: Mapping[str, np.ndarray], best: np.ndarray, episodes: int) -> None:

@@ -51,6 +51,15 @@ def test_what_is_trained_is_not_trained_again(trained, monkeypatch, capsys):
     assert seen[0].options.total_timesteps == trained.total_timesteps
 
 
+def test_without_a_checkpoint_nothing_learns_on(trained, monkeypatch, capsys):
+    monkeypatch.setattr(ablate, "_domains", lambda options, recipe: ([], []))
+    monkeypatch.setattr(ablate, "sane_cases", lambda path: sane_cases(path, ["qwen3-next-80b-a3b@h200"], ["idle"]))
+    with pytest.raises(SystemExit) as stop:
+        main(["--arms", "online", "--seeds", "1", "--episodes", "1", "--jobs", "1", "--out", trained.out])
+    assert stop.value.code == 2
+    assert f"{trained.folder('full', 0)} has a policy but no checkpoint" in capsys.readouterr().err
+
+
 def test_the_table_tells_arms_over_the_full_one(capsys):
     costs = {"full": np.array([[1.0, 2.0], [1.2, 2.2]]), "absolute": np.array([[1.21, 2.1], [1.21, 2.1]])}
     print_ablations(costs, np.array([1.0, 2.0]), 3)
