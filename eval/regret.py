@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.out:
             claim_folder(Path(options.out))
     progress = options.progress and sys.stderr.isatty()
-    judged = [*names, OTHERS_BEST] if options.share_error and options.seeds > 1 else names
     with in_one_line(TraceError), whole_or_gone(options.out):
         regrets = measure(chosen, names, seeds, options.jobs, progress, options.share_error)
+        judged = [*names, OTHERS_BEST] if OTHERS_BEST in regrets[0].cells else names
         if options.out:
             write_json(Path(options.out) / "regret.json", as_json(regrets, judged))
     print_regrets(regrets, judged)

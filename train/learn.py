@@ -134,7 +134,7 @@ def _continue(checkpoint: Path, options: TrainOptions, env: VecEnv) -> PPO:
     try:
         model = PPO.load(checkpoint, env=env, device="cpu")
     except ValueError as error:  # another version had other inputs
-        raise CannotGoOn(f"{checkpoint.name} does not fit: {error}") from None
+        raise CannotGoOn(f"{checkpoint} does not fit: {error}") from None
     # Loading seeds episodes and noise as at the start, and the first episodes would be replayed.
     model.set_random_seed(options.seed + model.num_timesteps)
     return model

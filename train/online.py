@@ -22,7 +22,7 @@ from hbmgym.envs.serving.core import Core
 from hbmgym.eval.cells import start_pool
 from hbmgym.eval.regrets.cases import SaneCase
 from hbmgym.eval.rollout import run_episode
-from hbmgym.train.callbacks import AVERAGED
+from hbmgym.train.callbacks import AVERAGED, SEEN
 from hbmgym.train.learn import LEAST_REWARD, REWARD_SCALE
 
 WINDOWS = 60
@@ -30,14 +30,14 @@ WINDOWS = 60
 EPOCHS = 5
 LEARNING_RATE = 1e-4
 AVERAGE_WINDOWS = 20
-"""Over which the cost is averaged that a reward is measured by; a plain mean before."""
+"""Over which the cost is averaged that a reward is measured by, its own window included; a plain mean before."""
 
 
 class OnlinePpo:
     """A model that train/ppo.py saved, as a controller that updates it every WINDOWS decisions.
 
     The reward is that of training, but for its reference, which only hindsight knows: in its place stands the mean cost
-    of a window so far. `reset` brings the saved model back.
+    of the last AVERAGE_WINDOWS. `reset` brings the saved model back, which must be one of incremental actions.
     """
 
     name = "ppo-online"
@@ -58,6 +58,7 @@ class OnlinePpo:
         model.batch_size, model.n_epochs = WINDOWS, EPOCHS
         model.lr_schedule = lambda _: self._learning_rate
         self._policy = _average(model)
+        self._range = getattr(model, SEEN)  # as an exported policy, which has not seen more either
         spaces = model.observation_space, model.action_space
         self._buffer = model.rollout_buffer = RolloutBuffer(
             WINDOWS, *spaces, device="cpu", gae_lambda=model.gae_lambda, gamma=model.gamma, n_envs=1
@@ -65,12 +66,13 @@ class OnlinePpo:
         self._buffer.reset()
         self._steps.reset(setup)
         self._last: tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor] | None = None
+        self._has_begun = False
         self._mean_cost = self._windows = 0.0
 
     def act(self, telemetry: np.record) -> Decision:
         """An action with its noise; the reward of the one before is booked, and after WINDOWS of them comes an
         update."""
-        observation = observe(telemetry).reshape(1, OBSERVATION_SIZE)
+        observation = np.clip(observe(telemetry), *self._range).reshape(1, OBSERVATION_SIZE)
         with torch.no_grad():
             action, value, log_probability = self._policy(torch.as_tensor(observation))
         if self._last is not None:
@@ -83,7 +85,8 @@ class OnlinePpo:
         assert self._last is not None
         observation, action, value, log_probability = self._last
         reward = np.array([REWARD_SCALE * max(self._reward(cost), LEAST_REWARD)], np.float32)
-        start = np.array([self._windows == 1.0])
+        start = np.array([self._buffer.pos == 0 and not self._has_begun])
+        self._has_begun = True
         self._buffer.add(observation, action, reward, start, value, log_probability)
         if self._buffer.full:
             self._buffer.compute_returns_and_advantage(next_value, np.array([False]))
@@ -105,7 +108,7 @@ def _average(model: PPO) -> ActorCriticPolicy:
     policy = model.policy
     assert isinstance(policy, ActorCriticPolicy)
     linear = [x for x in (*policy.mlp_extractor.policy_net, policy.action_net) if isinstance(x, torch.nn.Linear)]
-    for layer, (matrix, bias) in zip(linear, getattr(model, AVERAGED, []), strict=False):
+    for layer, (matrix, bias) in zip(linear, getattr(model, AVERAGED), strict=True):
         layer.weight.data.copy_(torch.as_tensor(matrix))
         layer.bias.data.copy_(torch.as_tensor(bias))
     policy.set_training_mode(False)
@@ -113,19 +116,24 @@ def _average(model: PPO) -> ActorCriticPolicy:
 
 
 def live_costs(
-    checkpoints: Sequence[Path], cases: Sequence[SaneCase], seeds: Sequence[int], jobs: int, progress: bool
+    checkpoints: Sequence[Path],
+    cases: Sequence[SaneCase],
+    seeds: Sequence[int],
+    learning_rate: float,
+    jobs: int,
+    progress: bool,
 ) -> np.ndarray:
     """float64 (checkpoints, cases): mean cost of the seeds' validation episodes, each begun with the saved model."""
-    tasks = [(path, case, tuple(seeds)) for path in checkpoints for case in cases]
+    tasks = [(path, case, tuple(seeds), learning_rate) for path in checkpoints for case in cases]
     with start_pool(jobs) as pool:
         watched = tqdm(pool.map(_live_cost, tasks), total=len(tasks), desc="online", disable=not progress, leave=False)
         return np.reshape(list(watched), (len(checkpoints), len(cases)))
 
 
-def _live_cost(task: tuple[Path, SaneCase, tuple[int, ...]]) -> float:
-    checkpoint, case, seeds = task
+def _live_cost(task: tuple[Path, SaneCase, tuple[int, ...], float]) -> float:
+    checkpoint, case, seeds, learning_rate = task
     core, workload = Core(case.traffic.platform.config), case.traffic.workload()
-    controllers = [OnlinePpo(checkpoint, seed) for seed in seeds]
+    controllers = [OnlinePpo(checkpoint, seed, learning_rate) for seed in seeds]
     episodes = [workload.episode("validation", seed) for seed in seeds]
     rollouts = [run_episode(own, core, episode) for own, episode in zip(controllers, episodes, strict=True)]
     return float(np.mean([rollout.cell["cost"] for rollout in rollouts]))

@@ -10,11 +10,10 @@ except ModuleNotFoundError as error:
 
 import dataclasses
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from hbmgym.controllers.helm.policy import PolicyError
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import SEED_RANGES, seeds_for
 from hbmgym.envs.traces.trace import TraceError
-from hbmgym.eval.cells import check_folder, write_json
+from hbmgym.eval.cells import check_folder, start_pool, write_json
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import print_comparison, summary_lines
 from hbmgym.files import write_atomically
@@ -193,25 +192,37 @@ def learn_each(runs: Sequence[Run], jobs: int) -> Iterator[Run]:
     for run in runs:
         for name in ("checkpoints", "best"):
             (run.folder / name).mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        for run, task in [(run, pool.submit(_learn_one, run)) for run in runs]:
-            task.result()
-            yield run
+    with start_pool(jobs, _note_interrupts) as pool:
+        try:
+            for run, task in [(run, pool.submit(_learn_one, run)) for run in runs]:
+                task.result()
+                yield run
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else what has not begun would be run first
+            raise
 
 
 _interrupted: list[str] = []
 """Filled in a worker process by Ctrl-C."""
 
 
+def _note_interrupts() -> None:
+    """Ctrl-C ends no idle worker, which would break the pool and end the others before they have saved."""
+    signal.signal(signal.SIGINT, lambda *_: _interrupted.append("interrupted"))
+
+
 def _learn_one(run: Run) -> float:
     """`learn` in a worker process, which takes up no further run after Ctrl-C."""
     if _interrupted:
-        raise Interrupted(*_interrupted)
+        raise Interrupted(_interrupted[0])
+    noting = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return learn(dataclasses.replace(run.options, progress=False), run.folder, run.training, run.validation)
     except (Interrupted, KeyboardInterrupt) as interruption:
         _interrupted.append(str(interruption) or "interrupted")
         raise
+    finally:
+        signal.signal(signal.SIGINT, noting)
 
 
 def _finish(options: TrainOptions, folder: Path, traffic: Traffic, summary: dict[str, object]) -> None:

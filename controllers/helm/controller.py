@@ -1,6 +1,8 @@
 """HelmController: a frozen base policy, an online residual adapter, burst-aware recovery and a cap, as one decision.
 
-    action = project(rate_limit(base(observation) + gate * residual + burst))        or, where nothing is reused, a cap
+    action = project(base(observation))        where the base is at home
+    action = project(rate_limit(base(observation) + gate * residual + burst))        where it is strange
+    or, where nothing is reused, a cap on concurrency
 
 In the manner of HELM (arXiv 2605.04450), whose parts are named in its abstract and whose formulas are not public; see
 docs/helm.md. One kernel goes from the Telemetry record to the share to ask for.
@@ -21,7 +23,7 @@ from hbmgym.controllers.helm.cap import CAP_FIELDS, ask_for_cap, nothing_reused
 from hbmgym.controllers.helm.mlp import forward
 from hbmgym.controllers.helm.parameters import HelmParameters
 from hbmgym.controllers.helm.policy import Header, Policy
-from hbmgym.controllers.helm.residual import RESIDUAL_FIELDS, adapt, correction, price_gap
+from hbmgym.controllers.helm.residual import RESIDUAL_FIELDS, adapt, correction, price_gap, rest
 from hbmgym.controllers.observation import OBSERVATION_SIZE, observe_record
 from hbmgym.memory_backend.jit import kernel, subkernel
 
@@ -30,8 +32,8 @@ VERSION = 1
 
 _PARAMETERS = tuple(field.name for field in dataclasses.fields(HelmParameters))
 # kv_share per second that may change in recovery; base's action of the last decision; inputs that lay outside the range
-# of training in it, in what part of the windows there was any, averaged, and in how many decisions that was too many;
-# how it began (_NEW, _RUNNING, _RESTORED).
+# of training in it, what part of the windows was strange, averaged, and in how many decisions too many lay outside; how
+# it began (_NEW, _RUNNING, _RESTORED).
 _OWN = ("refill_per_s", "base", "outside", "strange", "unfamiliar", "started")
 _NAMES = (*_PARAMETERS, *RULE_FIELDS, *RESIDUAL_FIELDS, *BURST_FIELDS, *CAP_FIELDS, *_OWN)
 _NEW, _RUNNING, _RESTORED = 0.0, 1.0, 2.0
@@ -98,6 +100,7 @@ def _decide(record, state, observation, low, high, weights, sizes, scratch):
         return move(s, action, math.inf)
     gap = price_gap(t, s)
     if not strange:
+        rest(s)
         return move(s, action, math.inf)
     if s.bursts > 0.0:
         action += burst_action(gap, s)
@@ -109,8 +112,8 @@ def _decide(record, state, observation, low, high, weights, sizes, scratch):
 
 
 class HelmController:
-    """The base's action, corrected by what the pools are short of, with bursts watched, or a cap on concurrency where
-    nothing is reused; one kernel call per decision.
+    """The base's action; where the base is strange, corrected by what the pools are short of and in bursts; or a cap on
+    concurrency where nothing is reused. One kernel call per decision.
 
     Without a policy the base keeps a static share of .5, around which the adapter moves: an ablation.
     """

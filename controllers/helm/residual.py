@@ -133,6 +133,13 @@ def _probe(cost, s):
 
 
 @subkernel
+def rest(s):
+    """What holds for the moment alone is forgotten; trim and gate, and what they were learned from, stay."""
+    s.residual = s.interval_cost = s.interval_arrivals = s.windows = s.forced = 0.0
+    s.first_cost = s.cost_before = s.forced_cost = math.nan
+
+
+@subkernel
 def correction(s):
     """What the adapter adds to the action."""
     if s.forced > 0.0:

@@ -110,11 +110,16 @@ def measure(
                 rollouts = _rollouts(runner, place, everyone, seeds, SEGMENT_S if grid else 0.0, label)
                 judged = [case.best_static, *names]
                 if grid and len(seeds) > 1:
-                    rollouts[OTHERS_BEST] = _others_best([rollouts[name] for name in grid.values()])
+                    rollouts[OTHERS_BEST] = _others_best([rollouts[name] for name in _even(grid, bench.config)])
                     judged.append(OTHERS_BEST)
                 cells = {name: [rollout.cell for rollout in rollouts[name]] for name in judged}
                 regrets.append(Regret(case, cells, _share_errors(grid, rollouts, judged) if grid else {}))
     return regrets
+
+
+def _even(grid: Mapping[float, str], config: ServingConfig) -> list[str]:
+    """Without the best one, which hindsight has put there."""
+    return [grid[share] for share in static_shares(make_layout(config), GRID_STEP)]
 
 
 def _grid(case: SaneCase, config: ServingConfig) -> dict[float, str]:

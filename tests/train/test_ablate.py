@@ -30,7 +30,7 @@ def trained(tmp_path):
 
 def test_all_arms_are_judged_on_the_same_episodes(trained):
     cases = sane_cases(Path(MAP), ["qwen3-next-80b-a3b@h200"], ["idle", "trend"])
-    costs, best = ablate._judge(trained, cases)
+    costs, best = ablate._judge(trained, cases, seeds_for("validation", 1))
     assert list(costs) == ["full", "absolute"]
     names = [f"ppo:{trained.policy(arm, seed)}" for arm in costs for seed in range(2)]
     for place, regret in enumerate(measure(cases, names, seeds_for("validation", 1), 1, False)):
@@ -68,7 +68,7 @@ def test_the_table_tells_arms_over_the_full_one(capsys):
     (absolute,) = (line for line in lines if line.lstrip("│ ").startswith("absolute"))
     assert full.replace("│", " ").split()[1:] == ["+0.0", "+15.0", "+7.5", "+10"]
     # 1.21 over 1.1 and 2.1 over 2.1.
-    assert absolute.replace("│", " ").split()[1:] == ["+13.0", "+13.0", "+13.0", "+21", "+5.0", "+-", "5.0", "0", "1"]
+    assert absolute.replace("│", " ").split()[1:] == ["+13.0", "+13.0", "+13.0", "+21", "+5.0", "+-", "8.5", "0", "1"]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,7 @@ def test_the_table_tells_arms_over_the_full_one(capsys):
     [
         (["--arms", "none"], "--arms has 'none', expected some of: full, absolute, shifting, without-shares"),
         (["--seeds", "0"], "--seeds is 0, expected an integer >= 1"),
+        (["--episodes", "999"], "--episodes is 999, expected 998 at most"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(flags, said, tmp_path, capsys):
@@ -91,6 +92,7 @@ def test_the_whole_command_ends_with_the_table(trained, monkeypatch, capsys):
     monkeypatch.setattr(ablate, "sane_cases", lambda path: sane_cases(path, ["qwen3-next-80b-a3b@h200"], ["idle"]))
     main(["--arms", "absolute", "--seeds", "2", "--episodes", "1", "--jobs", "1", "--out", trained.out])
     kept = json.loads((trained.folder("full", 0).parents[1] / "ablations.json").read_text())
-    assert list(kept) == ["cases", "best static", "full", "absolute"]
+    assert list(kept)[:5] == ["cases", "best static", "full", "absolute", "options"]
+    assert kept["options"]["total_timesteps"] == 300_000
     assert "idle" in kept["cases"][0] and np.shape(kept["absolute"]) == (2, 1)
     assert "absolute" in capsys.readouterr().out

@@ -7,12 +7,12 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
 
-from hbmgym.controllers.observation import observe
+from hbmgym.controllers.observation import OBSERVATION_SIZE, observe
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.vec import CoreVecEnv
 from hbmgym.eval.rollout import run_episode
-from hbmgym.train.callbacks import AVERAGED, actor_layers
+from hbmgym.train.callbacks import AVERAGED, SEEN, actor_layers
 from hbmgym.train.domains import Domain, Reference
 from hbmgym.train.learn import make_env, make_model
 from hbmgym.train.online import WINDOWS, OnlinePpo
@@ -30,6 +30,7 @@ def checkpoint(tmp_path_factory):
     options = TrainOptions(model=MODEL, hbm_gib=HBM_GIB, n_steps=64, batch_size=64)
     model = make_model(options, VecMonitor(CoreVecEnv([make_env(options, domain)])))
     setattr(model, AVERAGED, [(matrix + 0.01, bias) for matrix, bias in actor_layers(model)])
+    setattr(model, SEEN, (np.full(OBSERVATION_SIZE, -0.5, np.float32), np.full(OBSERVATION_SIZE, 0.5, np.float32)))
     path = tmp_path_factory.mktemp("online") / "model_1.zip"
     model.save(path)
     return path
@@ -83,10 +84,24 @@ def test_an_episode_under_it_is_one_of_any_controller(checkpoint):
     assert other["kv_share_mean"] != cells[0]["kv_share_mean"]
 
 
-@pytest.mark.parametrize("cost", [np.nan, np.inf])
-def test_a_broken_cost_teaches_nothing(checkpoint, cost):
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_rewards_are_told_by_the_mean_of_the_last_windows(checkpoint, broken):
     controller = OnlinePpo(checkpoint)
     controller.reset(SETUP)
-    for _ in range(WINDOWS + 1):
+    costs = [broken, 4.0, 2.0, broken, 0.0, 1e9]
+    controller.act(served(arrivals_per_s=1.0, cost=7.0))  # of the window before the first action
+    for cost in costs:
         controller.act(served(arrivals_per_s=1.0, cost=cost))
-    assert all(np.isfinite(matrix).all() for matrix in weights(controller))
+    rewards = controller._buffer.rewards[: len(costs), 0]
+    # Means 4, 3, 2; the last one is a quarter of 1e9, of which the reward is -3.
+    assert rewards == pytest.approx(0.1 * np.array([0.0, 0.0, 1.0 - 2.0 / 3.0, 0.0, 1.0, -3.0]), abs=1e-6)
+    assert controller._buffer.episode_starts[: len(costs), 0].tolist() == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_it_sees_what_the_exported_policy_sees(checkpoint):
+    controller = OnlinePpo(checkpoint)
+    controller.reset(SETUP)
+    controller.act(served())
+    observation = controller._last[0][0]
+    np.testing.assert_array_equal(observation, np.clip(observe(served()), -0.5, 0.5))
+    assert (np.abs(observe(served())) > 0.5).any()
