@@ -145,9 +145,10 @@ def _rollouts(
 
 
 def _others_best(statics: Sequence[list[Rollout]]) -> list[Rollout]:
-    """Of every episode the rollout of that static split which costs least on all others."""
+    """Of every episode the rollout of that static split which costs least on the others, of equal ones the middle."""
+    statics = sorted(statics, key=lambda own: abs(own[0].cell["kv_share_mean"] - 0.5))
     costs = np.array([[rollout.cell["cost"] for rollout in own] for own in statics])
-    on_others = costs.sum(axis=1, keepdims=True) - costs
+    on_others = np.round(costs.sum(axis=1, keepdims=True) - costs, 9)  # sums of equal costs differ in their last digits
     return [statics[best][episode] for episode, best in enumerate(on_others.argmin(axis=0))]
 
 

@@ -13,9 +13,10 @@ from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.opportunities.cases import Case
 from hbmgym.eval.regret import main
 from hbmgym.eval.regrets.cases import SaneCase, sane_cases, static_name
-from hbmgym.eval.regrets.measure import OTHERS_BEST, Regret, measure
+from hbmgym.eval.regrets.measure import OTHERS_BEST, Regret, _others_best, measure
 from hbmgym.eval.regrets.share_error import GRID_STEP
 from hbmgym.eval.regrets.summary import groups, price_of_saving, summary
+from hbmgym.eval.rollout import Rollout
 
 from .traffic import HBM_GIB, MODEL, write_trace
 
@@ -158,6 +159,14 @@ def test_the_static_of_other_episodes_has_no_hindsight():
         assert found == costs[best][place]
     assert measured.excess(OTHERS_BEST) > 0.0
     assert 0.0 < measured.share_errors[OTHERS_BEST].error < 1.0
+
+
+def test_where_no_split_matters_the_middle_one_is_taken():
+    statics = [
+        [Rollout({"cost": cost, "kv_share_mean": share}, {}) for cost in (0.1 + 0.2 if share > 0.5 else 0.3, 0.4, 0.5)]
+        for share in (0.05, 0.3, 0.55, 0.9)
+    ]
+    assert {rollout.cell["kv_share_mean"] for rollout in _others_best(statics)} == {0.55}
 
 
 def test_the_oracle_is_the_map_s_and_may_be_late():
