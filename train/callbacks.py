@@ -54,13 +54,18 @@ def export_policy(model: PPO, header: Header, **facts: object) -> Policy:
     return Policy.from_layers(layers, header, (np.where(unused, -1.0, low), np.where(unused, 1.0, high)))
 
 
-def actor_layers(model: PPO) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(matrix, bias) per layer of the actor as it is now; copies."""
+def actor_linears(model: PPO) -> list[torch.nn.Linear]:
+    """The layers of the actor that have weights, from the inputs to the action."""
     actor = model.policy
     assert isinstance(actor, ActorCriticPolicy)
     layers = [*actor.mlp_extractor.policy_net, actor.action_net]
-    linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
-    return [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in linear]
+    return [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
+
+
+def actor_layers(model: PPO) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(matrix, bias) per layer of the actor as it is now; copies."""
+    linears = actor_linears(model)
+    return [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in linears]
 
 
 class AveragedActor(BaseCallback):

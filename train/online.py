@@ -22,7 +22,7 @@ from hbmgym.envs.serving.core import Core
 from hbmgym.eval.cells import start_pool
 from hbmgym.eval.regrets.cases import SaneCase
 from hbmgym.eval.rollout import run_episode
-from hbmgym.train.callbacks import AVERAGED, SEEN
+from hbmgym.train.callbacks import AVERAGED, SEEN, actor_linears
 from hbmgym.train.learn import LEAST_REWARD, REWARD_SCALE
 
 WINDOWS = 60
@@ -85,7 +85,7 @@ class OnlinePpo:
         assert self._last is not None
         observation, action, value, log_probability = self._last
         reward = np.array([REWARD_SCALE * max(self._reward(cost), LEAST_REWARD)], np.float32)
-        start = np.array([self._buffer.pos == 0 and not self._has_begun])
+        start = np.array([not self._has_begun])
         self._has_begun = True
         self._buffer.add(observation, action, reward, start, value, log_probability)
         if self._buffer.full:
@@ -107,8 +107,7 @@ def _average(model: PPO) -> ActorCriticPolicy:
     """The model's policy, its actor with the averaged weights, which are those that training exports."""
     policy = model.policy
     assert isinstance(policy, ActorCriticPolicy)
-    linear = [x for x in (*policy.mlp_extractor.policy_net, policy.action_net) if isinstance(x, torch.nn.Linear)]
-    for layer, (matrix, bias) in zip(linear, getattr(model, AVERAGED), strict=True):
+    for layer, (matrix, bias) in zip(actor_linears(model), getattr(model, AVERAGED), strict=True):
         layer.weight.data.copy_(torch.as_tensor(matrix))
         layer.bias.data.copy_(torch.as_tensor(bias))
     policy.set_training_mode(False)
