@@ -108,8 +108,8 @@ class ServingOptions:
             yield notice
         if self.tensor_parallel > 1 and not LOADED.constants.t_comm_s:
             yield (
-                f"tensor_parallel {self.tensor_parallel}: weights, pages and slots are divided by it; communication is "
-                "not modelled"
+                f"tensor_parallel {self.tensor_parallel}: weights and slots are divided by it, pages as far as there "
+                "are KV heads to divide; communication is not modelled"
             )
         if self.costs:
             yield read_costs(Path(self.costs)).line

@@ -36,7 +36,11 @@ def pick(table: Mapping[str, T], slug: str, what: str) -> T:
 
 @dataclass(frozen=True)
 class HybridModel:
-    """The cached shapes of a model that mixes attention with recurrent layers; bytes before tensor parallelism."""
+    """The cached shapes of a model that mixes attention with recurrent layers.
+
+    Bytes of KV, pages and slots are those of each of `tensor_parallel` GPUs: engines share heads out among them, but
+    where there are fewer KV heads than GPUs each head is copied to several, and MLA's latent is copied to all.
+    """
 
     slug: str
     name: str
@@ -62,16 +66,23 @@ class HybridModel:
     """Whether `source` was read; False where a part of the shape is inferred."""
     source: str
 
-    def kv_token_bytes(self, kv_dtype: str) -> int:
+    def shares_out(self, tensor_parallel: int) -> bool:
+        """Can engines share the model out among so many GPUs? Heads are divided evenly, or KV heads copied evenly."""
+        if self.q_heads % tensor_parallel or self.state_shape[0] % tensor_parallel:
+            return False
+        return not self.kv_heads or not self.kv_heads % tensor_parallel or not tensor_parallel % self.kv_heads
+
+    def kv_token_bytes(self, kv_dtype: str, tensor_parallel: int = 1) -> int:
         """KV bytes of one token, all attention layers."""
         if self.mla_dim is not None:
             return self.attention_layers * self.mla_dim * dtype_bytes(kv_dtype)
         assert self.kv_heads is not None
-        return self.attention_layers * 2 * self.kv_heads * self.head_dim * dtype_bytes(kv_dtype)
+        heads = max(self.kv_heads // tensor_parallel, 1)
+        return self.attention_layers * 2 * heads * self.head_dim * dtype_bytes(kv_dtype)
 
-    def page_bytes(self, kv_dtype: str, page_tokens: int) -> int:
+    def page_bytes(self, kv_dtype: str, page_tokens: int, tensor_parallel: int = 1) -> int:
         """Bytes of a page: `page_tokens` tokens of KV, all attention layers together."""
-        return page_tokens * self.kv_token_bytes(kv_dtype)
+        return page_tokens * self.kv_token_bytes(kv_dtype, tensor_parallel)
 
     @property
     def state_elements(self) -> int:
@@ -89,9 +100,9 @@ class HybridModel:
         channels, columns = self.conv_shape or (0, 0)
         return self.recurrent_layers * channels * columns * dtype_bytes(_CONV_DTYPE)
 
-    def slot_bytes(self, state_dtype: str) -> int:
+    def slot_bytes(self, state_dtype: str, tensor_parallel: int = 1) -> int:
         """Bytes of a slot: the recurrent state of one sequence, all layers, convolution included."""
-        return self.state_bytes(state_dtype) + self.conv_bytes
+        return (self.state_bytes(state_dtype) + self.conv_bytes) // tensor_parallel
 
     def weight_bytes(self, weight_dtype: str) -> int:
         """All parameters in `weight_dtype`."""

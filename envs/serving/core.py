@@ -45,11 +45,12 @@ def make_layout(config: ServingConfig) -> Layout:
     """Chunks, blocks and splits of a configuration; ValueError when weights and budget do not fit the GPU."""
     model, gpu = find_model(config.model), find_gpu(config.gpu)
     parallel = config.tensor_parallel
-    heads = math.gcd(model.q_heads, model.state_shape[0])
-    if heads % parallel:
+    if not model.shares_out(parallel):
+        possible = ", ".join(str(g) for g in range(1, model.q_heads + 1) if model.shares_out(g))
+        kv_heads = f", {model.kv_heads} KV heads" if model.kv_heads else ""
         raise ValueError(
-            f"tensor_parallel is {parallel}, but {model.slug} has {model.q_heads} query heads and "
-            f"{model.state_shape[0]} state heads to share out: choose a divisor of {heads}"
+            f"tensor_parallel is {parallel}, but {model.slug} has {model.q_heads} query heads{kv_heads} and "
+            f"{model.state_shape[0]} state heads to share out: choose one of {possible}"
         )
     weights = model.weight_bytes(config.weight_dtype) // parallel
     if weights + config.budget_bytes > gpu.memory_bytes:
@@ -62,8 +63,8 @@ def make_layout(config: ServingConfig) -> Layout:
     return Layout(
         budget_bytes=config.budget_bytes,
         chunk_bytes=CHUNK_BYTES,
-        page_bytes=model.page_bytes(config.kv_dtype, config.page_tokens) // parallel,
-        slot_bytes=model.slot_bytes(config.state_dtype) // parallel,
+        page_bytes=model.page_bytes(config.kv_dtype, config.page_tokens, parallel),
+        slot_bytes=model.slot_bytes(config.state_dtype, parallel),
         min_slots=config.slots_per_request,
         min_pages=pages_per_prefill + 1,
     )
@@ -147,7 +148,7 @@ class Core:
         model = find_model(config.model)
         self.setup = Setup(
             layout=self.layout,
-            kv_token_bytes=model.kv_token_bytes(config.kv_dtype) // config.tensor_parallel,
+            kv_token_bytes=model.kv_token_bytes(config.kv_dtype, config.tensor_parallel),
             slots_per_request=config.slots_per_request,
             window_s=config.window_s,
             kv_share_bounds=self.layout.share_bounds,

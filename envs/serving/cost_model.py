@@ -5,8 +5,9 @@
     W_eff(T) = W (1 - (1 - P_active / P_total)^T)
 
 with B decoding requests that read ctx tokens together, and prefill chunks of c tokens at offset x. BW and F are the
-peak rates of one GPU. Under tensor parallelism g, weights, KV, state and compute are divided by g; communication is
-t_comm (g - 1) / g per layer and iteration, which is 0, that is not modelled, unless a calibration has fitted it.
+peak rates of one GPU. Under tensor parallelism g, weights, state and compute are divided by g, and KV as far as engines
+divide it (`HybridModel.kv_token_bytes`); communication is t_comm (g - 1) / g per layer and iteration, which is 0, that
+is not modelled, unless a calibration has fitted it.
 
 The constants of the first block may be replaced by a calibration (constants.py); these are the priors:
 
@@ -102,7 +103,7 @@ def make_cost(
     cost.weights_s = model.weight_bytes(weight_dtype) / (constants.e_w * bandwidth)
     cost.log_miss = -math.inf if dense else math.log1p(-model.active_params / model.total_params)
     cost.compute_s_per_token = 2 * model.active_params / (constants.e_c * flops)
-    cost.kv_s_per_ctx_token = model.kv_token_bytes(kv_dtype) / (constants.e_k * bandwidth)
+    cost.kv_s_per_ctx_token = model.kv_token_bytes(kv_dtype, tensor_parallel) / (constants.e_k * gpu.bandwidth)
     cost.state_s_per_seq = 2 * model.state_bytes(state_dtype) / copy_bandwidth
     cost.attention_s_per_pair = model.attention_layers * 4 * model.q_heads * model.head_dim / (E_A * flops)
     cost.recurrence_s_per_token = model.recurrent_layers * A_REC_S * recurrence
@@ -113,7 +114,7 @@ def make_cost(
     cost.block_copy_s_per_byte = 2 / (state_efficiency * gpu.bandwidth)
     if constants.block_copy_s_per_byte is not None:
         cost.block_copy_s_per_byte = constants.block_copy_s_per_byte
-        cost.slot_copy_s = constants.block_copy_s_per_byte * model.slot_bytes(state_dtype) / tensor_parallel
+        cost.slot_copy_s = constants.block_copy_s_per_byte * model.slot_bytes(state_dtype, tensor_parallel)
     cost.chunk_move_s = chunk_move_s
     cost.prefill_budget = prefill_budget
     cost.page_tokens = page_tokens

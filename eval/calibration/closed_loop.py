@@ -56,8 +56,8 @@ def _setup(row: PublishedRow, constants: CostConstants) -> tuple[ServingConfig, 
     """A budget that holds all concurrent requests, a slot each as nothing is reused, and its split."""
     model = find_model(row.model)
     pages = row.concurrency * math.ceil((row.input_tokens + row.output_tokens) / PAGE_TOKENS) + SPARE_PAGES
-    kv_bytes = pages * model.page_bytes(row.kv_dtype, PAGE_TOKENS) / row.tensor_parallel + 2 * CHUNK_BYTES
-    slot_bytes = row.concurrency * model.slot_bytes(row.state_dtype) / row.tensor_parallel + 2 * CHUNK_BYTES
+    kv_bytes = pages * model.page_bytes(row.kv_dtype, PAGE_TOKENS, row.tensor_parallel) + 2 * CHUNK_BYTES
+    slot_bytes = row.concurrency * model.slot_bytes(row.state_dtype, row.tensor_parallel) + 2 * CHUNK_BYTES
     config = ServingConfig(
         model=row.model,
         gpu=row.gpu,

@@ -69,9 +69,11 @@ def test_the_default_model_has_a_row_on_every_data_centre_gpu():
     assert LOADED.notice("qwen3-next-80b-a3b", "rtx3060") is not None
 
 
-def test_a_group_of_gpus_holds_what_one_holds_in_parts():
-    whole, quarter = (make_layout(dataclasses.replace(CONFIG, tensor_parallel=g)) for g in (1, 4))
-    assert (quarter.page_bytes * 4, quarter.slot_bytes * 4) == (whole.page_bytes, whole.slot_bytes)
+def test_a_group_of_gpus_shares_slots_out_and_copies_the_kv_heads_that_are_too_few():
+    whole, half, eighth = (make_layout(ServingConfig(hbm_gib=20.0, tensor_parallel=g)) for g in (1, 2, 8))
+    assert whole.slot_bytes == 2 * half.slot_bytes == 8 * eighth.slot_bytes
+    assert whole.page_bytes == 2 * half.page_bytes == 1_572_864
+    assert eighth.page_bytes == 786_432  # of two KV heads one, as on two GPUs
     too_large = dataclasses.replace(CONFIG, model="qwen3.5-397b-a17b")
     with pytest.raises(ValueError, match="exceeds the 141 GB of h200"):
         make_layout(too_large)

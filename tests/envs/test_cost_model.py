@@ -76,6 +76,13 @@ def test_tensor_parallelism_divides_bytes_and_compute_but_not_fixed_time():
     assert (half.t_fix_s, half.t_seq_s) == (NEXT.t_fix_s, NEXT.t_seq_s)
 
 
+def test_what_is_copied_to_every_gpu_is_read_by_every_gpu():
+    half, eighth = (make_cost(find_model("qwen3-next-80b-a3b"), H200, tensor_parallel=g) for g in (2, 8))
+    assert eighth.kv_s_per_ctx_token == near(half.kv_s_per_ctx_token)
+    latent, shared = (make_cost(find_model("kimi-linear-48b-a3b"), H200, tensor_parallel=g) for g in (1, 4))
+    assert shared.kv_s_per_ctx_token == near(latent.kv_s_per_ctx_token)
+
+
 def test_dtypes_scale_their_own_term_only():
     cheap = make_cost(find_model("qwen3-next-80b-a3b"), H200, weight_dtype="bf16", kv_dtype="fp8", state_dtype="bf16")
     assert cheap.weights_s == near(2 * NEXT.weights_s)

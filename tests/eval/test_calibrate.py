@@ -130,7 +130,7 @@ def test_published_rows_are_split_in_halves_that_share_no_row():
         ({"ttft_ms": None, "tpot_ms": None}, "are all null"),
         ({"colour": "red"}, "row 1 is "),
         ({"model": "qwen3.5-397b-a17b"}, "lower hbm_gib or choose another GPU"),
-        ({"tensor_parallel": 3}, "choose a divisor of 16"),
+        ({"tensor_parallel": 3}, "choose one of 1, 2, 4, 8, 16"),
     ],
 )
 def test_a_bad_row_is_one_line(changes, named, tmp_path, capsys):

@@ -26,6 +26,29 @@ TINY = HybridModel(
 )
 
 
+@pytest.mark.parametrize(
+    ("slug", "tensor_parallel", "kv_token_bytes"),
+    [
+        ("qwen3-next-80b-a3b", 2, 12_288),  # one of two heads each
+        ("qwen3-next-80b-a3b", 16, 12_288),  # no less: eight GPUs hold the same head
+        ("qwen3.5-397b-a17b", 8, 15 * 2 * 1 * 256 * 2),
+        ("jamba-1.5-mini", 8, 4 * 2 * 1 * 128 * 2),
+        ("kimi-linear-48b-a3b", 1, 7 * 576 * 2),
+        ("kimi-linear-48b-a3b", 8, 7 * 576 * 2),  # MLA's latent belongs to all heads
+    ],
+)
+def test_kv_is_shared_out_by_heads_and_copied_where_these_are_fewer_than_the_gpus(slug, tensor_parallel, kv_token_bytes):
+    model = find_model(slug)
+    assert model.kv_token_bytes("bf16", tensor_parallel) == kv_token_bytes
+    assert model.page_bytes("bf16", 64, tensor_parallel) == 64 * kv_token_bytes
+    assert model.slot_bytes("fp32", tensor_parallel) == model.slot_bytes("fp32") // tensor_parallel
+
+
+def test_a_group_of_gpus_must_divide_heads_or_be_divided_by_those_of_kv():
+    assert [g for g in range(1, 17) if find_model("falcon-h1-7b").shares_out(g)] == [1, 2, 4, 6, 12]  # 12, 24, KV 2
+    assert [g for g in range(1, 17) if find_model("jamba-1.5-mini").shares_out(g)] == [1, 2, 4, 8, 16]
+
+
 def test_kv_token_counts_keys_and_values_of_all_attention_layers():
     assert TINY.kv_token_bytes("bf16") == 2 * 2 * 3 * 5 * 2
     assert TINY.kv_token_bytes("fp8") == 2 * 2 * 3 * 5
