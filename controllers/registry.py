@@ -11,6 +11,7 @@ from hbmgym.controllers.bandit import BanditController
 from hbmgym.controllers.base import Controller
 from hbmgym.controllers.convex.controller import ConvexController
 from hbmgym.controllers.demand import DemandController
+from hbmgym.controllers.floor import floored
 from hbmgym.controllers.gradient import GradientController
 from hbmgym.controllers.helm.policy import Policy, PolicyError
 from hbmgym.controllers.helm.ppo import PpoController
@@ -67,7 +68,12 @@ KNOWN_CONTROLLERS = (
 
 
 def make_controller(spec: str) -> Controller:
-    """The controller that `spec` names, see KNOWN_CONTROLLERS; ValueError in one line when there is none."""
+    """The controller that `spec` names, see KNOWN_CONTROLLERS, over a ShareFloor where it may move; ValueError in one
+    line when there is none."""
+    return floored(_make(spec))
+
+
+def _make(spec: str) -> Controller:
     if spec in _PLAIN:
         return _PLAIN[spec]()
     kind, _, path = spec.partition(":")

@@ -72,6 +72,7 @@ def _as_calibrated(config: ServingConfig) -> ServingConfig:
         config,
         window_s=WINDOW_S,
         policies=default.policies,
+        long_prefill_tokens=default.long_prefill_tokens,
         eviction_epoch_s=default.eviction_epoch_s,
         flop_weight=default.flop_weight,
     )

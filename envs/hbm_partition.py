@@ -11,6 +11,7 @@ from gymnasium.error import ResetNeeded
 
 from hbmgym.controllers.actions import ShareAction
 from hbmgym.controllers.base import TELEMETRY_TABLE
+from hbmgym.controllers.floor import ShareFloor
 from hbmgym.controllers.observation import OBSERVATION_SIZE, OBSERVATION_TABLE, observe
 from hbmgym.envs.render import HistoryFigure, ansi_line
 from hbmgym.envs.serving.config import Policies, ServingConfig
@@ -46,7 +47,9 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     from window to window and clipped to the bounds; the engine is asked for the realisable split nearest to it once it
     is a slot and a chunk away from what was last asked for, and for a bound once it is as near as that to the bound
     (`controllers.actions.ShareAction`). Until then the request holds. Small actions of one sign therefore add up
-    instead of being rounded away, and small noise moves nothing.
+    instead of being rounded away, and small noise moves nothing. No action gets less for KV than the largest request
+    needs that runs, heads the queue or is set aside (`controllers.floor.ShareFloor`): what the machine can hold is
+    served.
 
     ## Observation space
     `Box(-1, 1, (OBSERVATION_SIZE,), float32)`: `controllers.observation.observe` of the engine's telemetry at the end
@@ -166,6 +169,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         self._references = dict(references or {})
         _check_references(self._references, [workload.name for workload in self._workloads])
         self._action = ShareAction("absolute" if absolute else "incremental")
+        self._floor = ShareFloor()
         self._randomise_initial_share = randomise_initial_share
         self._figure: HistoryFigure | None = None
         self._windows = 0
@@ -188,7 +192,9 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         for _ in range(self._skipped_windows(options or {})):
             telemetry = self.core.run_window()
             self._windows += 1
-        self._action.reset(float(telemetry.kv_share_requested), self.core.layout)
+        share, layout = float(telemetry.kv_share_requested), self.core.layout
+        self._action.reset(share, layout)
+        self._floor.reset(layout, layout.share_bounds, share)
         if self.render_mode == "rgb_array":
             self._figure = self._figure or HistoryFigure()
             self._figure.start(telemetry, self.episode.horizon_s)
@@ -246,7 +252,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     def _request_split(self, action: float) -> None:
         if not math.isfinite(action):
             raise ValueError(f"action is {action}, expected a number from -1 to 1")
-        share = self._action.next_share(action)
+        share = self._floor.raised(self._action.next_share(action), self.core.telemetry)
         if share is not None:
             self.core.request_split(share)
 

@@ -13,6 +13,7 @@ from hbmgym.envs.workload import ScenarioWorkload
 from hbmgym.eval.cells import Bench, Runner, Task, check_comparable
 from hbmgym.eval.oracle import ORACLE, coordinate_descent
 from hbmgym.eval.rollout import Cell, Rollout
+from hbmgym.eval.statics import best_costs, best_static
 from hbmgym.memory_backend.split import Layout
 
 STATIC_GRID = "static-grid"
@@ -74,16 +75,33 @@ class WorkloadResult:
         return float(np.mean(self.column(controller, key)))
 
     @property
+    def statics(self) -> list[str]:
+        return [name for name in self.controllers if name.startswith("static-")]
+
+    @property
     def best_static(self) -> str | None:
-        """The one static split with the least mean cost over the seeds; None when no static was run."""
-        statics = [name for name in self.controllers if name.startswith("static-")]
-        return min(statics, key=lambda name: self.mean(name, "cost"), default=None)
+        """The one static split with the least mean cost over the seeds, of those that serve what the machine can hold
+        (`eval.statics`); None when no static was run."""
+        if not self.statics:
+            return None
+        costs, unserved = (self._of_statics(key).mean(axis=1) for key in ("cost", "unserved_tokens"))
+        return self.statics[best_static(costs, unserved)]
 
     @property
     def best_static_per_seed(self) -> float | None:
-        """Mean over the seeds of each one's own least static cost: what nobody could have set beforehand."""
-        statics = [self.column(name, "cost") for name in self.controllers if name.startswith("static-")]
-        return float(np.min(statics, axis=0).mean()) if statics else None
+        """Mean over the seeds of the cost of each one's own best static: what nobody could have set beforehand."""
+        if not self.statics:
+            return None
+        return float(best_costs(self._of_statics("cost"), self._of_statics("unserved_tokens")).mean())
+
+    @property
+    def cheapest_static(self) -> str | None:
+        """The one with the least mean cost, whatever it serves."""
+        return min(self.statics, key=lambda name: self.mean(name, "cost"), default=None)
+
+    def _of_statics(self, key: str) -> np.ndarray:
+        """float64 (statics, seeds)."""
+        return np.array([self.column(name, key) for name in self.statics])
 
     @property
     def moving(self) -> list[str]:

@@ -29,13 +29,15 @@ def saturated(episode: Episode) -> Episode:
 
 
 def rho_at(share: float, episode: Episode, config: ServingConfig) -> float:
-    """Offered rate / completed rate of one static split with a full queue; inf for a split that rejects."""
+    """Offered rate / completed rate of one static split with a full queue; inf where it rejects what others hold."""
     core = Core(dataclasses.replace(config, deadline_slos=PATIENCE_SLOS, window_s=60.0))
     controller = StaticController(share)
     core.reset(saturated(episode), controller.fixed_share, (share, share))
     while not core.done and core.now_s < MAX_SLOWDOWN * episode.horizon_s:
         core.run_window()
-    if core.counters.finished < len(episode.rows):
+    tokens = episode.rows["input_tokens"].astype(np.int64) + episode.rows["output_tokens"] - 1
+    holds = core.layout.pages(core.layout.min_slots)
+    if core.counters.finished < np.count_nonzero(-(-tokens // config.page_tokens) <= holds):
         return float("inf")
     return float(core.requests["ended_s"].max()) / episode.horizon_s
 

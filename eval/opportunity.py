@@ -35,9 +35,10 @@ from hbmgym.eval.comparison import RHO_SHARES
 from hbmgym.eval.load import rho
 from hbmgym.eval.opportunities.cases import Case, cases
 from hbmgym.eval.opportunities.figure import draw_map
-from hbmgym.eval.opportunities.measure import measure
+from hbmgym.eval.opportunities.measure import FIGURES, measure
 from hbmgym.eval.opportunities.verdict import OFFSETS, CaseResult, Interval
 from hbmgym.eval.rollout import cell_hash
+from hbmgym.eval.statics import UNSERVED
 from hbmgym.eval.table import UNBOUNDED_WIDTH
 from hbmgym.files import write_atomically
 
@@ -157,7 +158,9 @@ def _kept(file: Path) -> dict[str, Any] | None:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"statics", "default", "dynamic", "rho"} <= set(found) else None
+    if not isinstance(found, dict) or not {"statics", "default", "dynamic", "rho"} <= set(found):
+        return None
+    return found if set(FIGURES) <= set(found["default"]) else None  # another version kept less
 
 
 def _print_map(results: Sequence[CaseResult]) -> None:
@@ -172,8 +175,9 @@ def _print_map(results: Sequence[CaseResult]) -> None:
         "+-.1, +-.2: cost at so much from the best share / its cost. sglang-0.9 p99: its p99 TTFT / that of the best "
         "share. room: 1 - replayed dynamic oracle / the share that is best in that figure; each episode has a path of "
         "its own, so compare it with the cost of the best share chosen per seed. both full: cost if both pools had all "
-        "bytes. turns away: the best share rejects more than 1 % of the requests. Seeds of a recorded trace share most "
-        "of their rows: their intervals say little."
+        f"bytes. best share: of those that leave at most {UNSERVED:.0%} of the tokens more unserved than the one that "
+        "leaves least. turns away: every share leaves more than that unserved. Seeds of a recorded trace share most of "
+        "their rows: their intervals say little."
     )
 
 

@@ -51,6 +51,10 @@ class ServingOptions:
         + ", ".join(f"{name} {slots}" for name, slots in SGLANG_SLOTS.items()),
     )
     costs: str = option("", "costs.json of eval/gpu_check.py: measured costs of moves and copies", metavar="FILE")
+    long_prefill_tokens: int = option(
+        _DEFAULTS.long_prefill_tokens,
+        "most prompt tokens of one request in an iteration, vLLM's long_prefill_token_threshold; 0: no bound",
+    )
     policies: str = option(
         "eviction=lru,admission=fcfs,on_shortage=evict",
         "rules of the engine, equal for every controller; on_shortage: evict, migrate (AVMP), float (SGLang's one "
@@ -72,6 +76,7 @@ class ServingOptions:
             kv_dtype=self.kv_dtype,
             state_dtype=self.state_dtype,
             slots_per_request=parse_slots_per_request(self.slots_per_request),
+            long_prefill_tokens=self.long_prefill_tokens,
             policies=Policies.parse(self.policies),
             priced=PricedAdmission(self.price_mode),
         )

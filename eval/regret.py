@@ -1,8 +1,8 @@
 """What controllers cost against the best static split of every sane case: `python eval/regret.py --help`.
 
-A case of the opportunity map is sane when a static split can serve it: rho below 1, and the best one rejects at most
-1 %.
-The best static share of each case is the map's; it and all controllers run on the same validation episodes.
+A case of the opportunity map is sane when a static split can serve it: rho below 1, and at most 1 % of the tokens left
+unserved. The best static share of each case is the map's, the cheapest of those that serve what the machine can hold.
+It and all controllers run on the same validation episodes.
 """
 
 import sys

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hbmgym.controllers.base import Controller
+from hbmgym.controllers.floor import floored
 from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import Core, setup_hash
 from hbmgym.envs.serving.metrics import episode_metrics
@@ -54,8 +55,10 @@ def run_episode(
     episode: Episode,
     on_window: Callable[[np.record], None] | None = None,
 ) -> Rollout:
-    """Run an episode to its end, warm-up and drain included, with `controller` deciding after every window."""
+    """Run an episode to its end, warm-up and drain included, with `controller`, over a ShareFloor, deciding after
+    every window."""
     fixed = controller.fixed_share
+    controller = floored(controller)
     controller.reset(core.setup)
     telemetry = core.reset(episode, fixed, None if fixed is None else (fixed, fixed))
     history: dict[str, list[float]] = {name: [] for name in _HISTORY}

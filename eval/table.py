@@ -11,7 +11,7 @@ from hbmgym.envs.serving.state import ACTION_NAMES
 from hbmgym.eval.comparison import Comparison, WorkloadResult
 from hbmgym.eval.intervals import mean_interval, relative_difference
 
-UNBOUNDED_WIDTH = 200
+UNBOUNDED_WIDTH = 230
 SHOWN_STATICS = 5
 """So many statics around the best are printed; all are in cells.csv."""
 
@@ -40,6 +40,12 @@ def summary_lines(result: WorkloadResult) -> list[str]:
         lines.append(
             f"best static: {result.mean(best, 'cost'):.3f}; chosen anew per seed: {result.best_static_per_seed:.3f}"
         )
+        if (cheapest := result.cheapest_static) != best and cheapest is not None:
+            less = result.mean(cheapest, "unserved_tokens") - result.mean(best, "unserved_tokens")
+            lines.append(
+                f"{cheapest} costs {result.mean(cheapest, 'cost'):.3f}, but leaves {less:.1%} of the tokens unserved "
+                "that the best static serves"
+            )
     for name in result.moving:
         shares = result.mean(name, "kv_share_min"), result.mean(name, "kv_share_max")
         gib = result.mean(name, "bytes_migrated") / GIB
@@ -101,13 +107,16 @@ def _rows(result: WorkloadResult) -> list[str]:
 _COUNTED = ("chunks_moved", "stamps_checked", "move_s")
 _COLUMNS = (
     "cost",
+    "by token",
     "TTFT mean",
     "p99 s",
     "TPOT p99 ms",
     "miss %",
     "hit",
     "preempt",
-    "reject",
+    "rejected",
+    "unfinished",
+    "unserved %",
     "kv_share",
     "cap, min",
     "moves/h",
@@ -119,7 +128,8 @@ def _table(result: WorkloadResult) -> Table:
     seeds = len(result.column(result.controllers[0], "cost"))
     loop = ", closed loop" if result.loop == "closed" else ""
     title = f"{result.name}{loop}: {seeds} episodes, means; cost with its 95 % interval"
-    table = Table(title=title, pad_edge=False)
+    caption = "by token: cost, each request weighted by its tokens; unserved: of all tokens"
+    table = Table(title=title, pad_edge=False, caption=caption)
     table.add_column("controller", no_wrap=True)
     for title in _COLUMNS:
         table.add_column(title, justify="right", no_wrap=True)
@@ -138,6 +148,7 @@ def _row(result: WorkloadResult, name: str, best: bool) -> list[str]:
     return [
         f"{name} (best static)" if best else name,
         f"{cost:.3f} [{low:.3f}, {high:.3f}]",
+        f"{mean('token_cost'):.3f}",
         f"{mean('ttft_mean_s'):.3f}",
         f"{mean('ttft_p99_s'):.2f}",
         f"{1e3 * mean('tpot_p99_s'):.1f}",
@@ -145,6 +156,8 @@ def _row(result: WorkloadResult, name: str, best: bool) -> list[str]:
         f"{mean('hit_rate'):.3f}",
         f"{mean('preemptions'):.1f}",
         f"{mean('rejected'):.1f}",
+        f"{mean('unfinished'):.1f}",
+        f"{100 * mean('unserved_tokens'):.2f}",
         f"{mean('kv_share_min'):.3f}-{mean('kv_share_max'):.3f}",
         f"{mean('concurrency_cap_mean'):.0f}, {mean('concurrency_cap_min'):.0f}",
         f"{mean('moves_per_hour'):.0f}",

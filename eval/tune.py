@@ -34,6 +34,7 @@ from hbmgym.envs.workload import Workload
 from hbmgym.eval.cells import Bench, Runner, Task, write_json
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.options import ServingOptions
+from hbmgym.eval.statics import best_costs
 
 SCENARIOS = (
     *("mix-shift", "mix-shift-900", "mix-burst", "shift-documents", "trend"),
@@ -121,6 +122,9 @@ def _optuna() -> Any:
     return optuna
 
 
+_JUDGED = ("cost", "unserved_tokens")
+
+
 class Scores:
     """Judges parameters on all workloads and seeds of a runner; the static splits are run once."""
 
@@ -129,8 +133,10 @@ class Scores:
         self._episodes = [(workload, seed) for workload in range(len(runner.bench.workloads)) for seed in seeds]
         shares = static_shares(make_layout(runner.bench.config), STATIC_STEP)
         tasks = [Task(f"static-{share:.3f}", *episode) for share in shares for episode in self._episodes]
-        costs = self._costs(tasks, "static splits").reshape(len(shares), len(self._episodes))
-        self._reference = costs.min(axis=0)
+        shape = len(shares), len(self._episodes)
+        cells = [rollout.cell for rollout in runner.run(tasks, "static splits")]
+        costs, unserved = (np.array([cell[key] for cell in cells]).reshape(shape) for key in _JUDGED)
+        self._reference = best_costs(costs, unserved)
 
     def of(self, controller: str, parameters: Parameters) -> float:
         """Mean of cost / cost of the best static split of the same episode."""

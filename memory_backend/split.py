@@ -36,7 +36,7 @@ class Layout:
         if self.budget_bytes % self.chunk_bytes:
             raise ValueError(f"budget_bytes {self.budget_bytes} is not a multiple of chunk_bytes {self.chunk_bytes}")
         if self.max_slots < self.min_slots:
-            needed = (self._ssm_chunks(self.min_slots) + self._min_kv_chunks) * self.chunk_bytes
+            needed = (self._ssm_chunks(self.min_slots) + self._chunks_of(self.min_pages)) * self.chunk_bytes
             raise ValueError(
                 f"a budget of {self.budget_bytes} bytes cannot hold {self.min_slots} slots of {self.slot_bytes} bytes "
                 f"and {self.min_pages} pages of {self.page_bytes} bytes: give at least {needed} bytes"
@@ -46,16 +46,19 @@ class Layout:
     def chunks(self) -> int:
         return self.budget_bytes // self.chunk_bytes
 
-    @property
-    def _min_kv_chunks(self) -> int:
-        return -(-self.min_pages * self.page_bytes // self.chunk_bytes)
+    def slots_beside(self, pages: int) -> int:
+        """Most slots of a split that has room for `pages` pages; below 0 where the budget has none for so many."""
+        return (self.chunks - self._chunks_of(pages)) * self.chunk_bytes // self.slot_bytes
+
+    def _chunks_of(self, pages: int) -> int:
+        return -(-pages * self.page_bytes // self.chunk_bytes)
 
     def _ssm_chunks(self, slots: int) -> int:
         return -(-slots * self.slot_bytes // self.chunk_bytes)
 
     @property
     def max_slots(self) -> int:
-        return (self.chunks - self._min_kv_chunks) * self.chunk_bytes // self.slot_bytes
+        return self.slots_beside(self.min_pages)
 
     @property
     def share_bounds(self) -> tuple[float, float]:

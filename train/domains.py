@@ -19,6 +19,7 @@ from hbmgym.envs.workload import ScenarioWorkload, Workload
 from hbmgym.eval.cells import Bench, Runner, Task, write_json
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.rollout import cell_hash
+from hbmgym.eval.statics import best_static
 
 COARSE_STEP = 0.08
 """Between the fixed splits that are tried."""
@@ -51,11 +52,13 @@ class VariedLoad:
 
 
 class Reference(NamedTuple):
-    """The best fixed split of a workload; figures per request, means over some episodes."""
+    """The best fixed split of a workload (`eval.statics`); means over some episodes."""
 
     kv_share: float
     cost: float
-    rejected: float
+    """Per request."""
+    unserved: float
+    """Part of the tokens that every one of the splits leaves unserved."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,9 @@ def _run_splits(own: Traffic, part: Part, seeds: Sequence[int], jobs: int, progr
         cells = [rollout.cell for rollout in runner.run(tasks, f"fixed splits of {own.config.model}")]
     shape = (len(own.workloads), len(shares), len(seeds))
     costs = np.array([cell["cost"] for cell in cells]).reshape(shape).mean(axis=2)
-    rejected = np.array([cell["rejected"] / cell["requests"] for cell in cells]).reshape(shape).mean(axis=2)
+    unserved = np.array([cell["unserved_tokens"] for cell in cells]).reshape(shape).mean(axis=2)
     return {
-        workload.name: Reference(shares[best], float(costs[place, best]), float(rejected[place, best]))
+        workload.name: Reference(shares[best], float(costs[place, best]), float(unserved[place].min()))
         for place, workload in enumerate(own.workloads)
-        for best in [int(costs[place].argmin())]
+        for best in [best_static(costs[place], unserved[place])]
     }

@@ -9,7 +9,7 @@ from hbmgym.envs.platforms import find_platform
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.workload import ScenarioWorkload, Workload, open_workloads
-from hbmgym.eval.opportunities.verdict import TURNED_AWAY
+from hbmgym.eval.statics import UNSERVED
 from hbmgym.train.domains import Domain, Traffic, VariedLoad
 
 LEAST_REQUESTS = 100
@@ -119,5 +119,5 @@ def at_costs(domains: Sequence[Domain], factors: Sequence[float]) -> list[Domain
 
 
 def served(domain: Domain) -> Domain:
-    """Without workloads whose best fixed split turns requests away."""
-    return domain.only([name for name, found in domain.references.items() if found.rejected <= TURNED_AWAY])
+    """Without workloads that no fixed split serves."""
+    return domain.only([name for name, found in domain.references.items() if found.unserved <= UNSERVED])

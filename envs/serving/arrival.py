@@ -7,9 +7,11 @@ from hbmgym.envs.serving.shortage import PRICED, split_is_given
 from hbmgym.envs.serving.state import (
     ASIDE,
     DEADLINE,
+    DECODE_EVENTS,
     DOES_NOT_FIT,
     HELD,
     HOLD,
+    PREFILL,
     QUEUE,
     REJECTED,
     RELEASES,
@@ -137,6 +139,23 @@ def release_followers(state, row):
             remove(state, HOLD, follower)
             state.engine.held -= 1
             enqueue_last(state, follower)
+
+
+@subkernel
+def most_pages_needed(state):
+    """Pages that the KV pool must hold for the largest request of those set aside, the queue's head and those running,
+    under a split that only the controller changes; else 0."""
+    if not split_is_given(state):
+        return 0
+    pages = _most_pages(state, state.ends[QUEUE, 0]) if state.ends[QUEUE, 0] != NONE else 0
+    for where in (ASIDE, PREFILL):
+        row = state.ends[where, 0]
+        while row != NONE:
+            pages = max(pages, _most_pages(state, row))
+            row = state.requests[row].next
+    for i in range(state.heap_sizes[DECODE_EVENTS]):
+        pages = max(pages, _most_pages(state, state.heaps[DECODE_EVENTS, i]))
+    return pages
 
 
 @subkernel

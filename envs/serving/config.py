@@ -79,6 +79,9 @@ class ServingConfig:
     page_tokens: int = 64
     prefill_budget: int = 8192
     """Most prompt tokens of one iteration."""
+    long_prefill_tokens: int = 0
+    """Most of them for one request, so that a long prompt lets others through; 0: no such bound. vLLM's
+    long_prefill_token_threshold, which is off by default too."""
     slots_per_request: int = 2
     """Recurrent slots a running request holds: its state and its latest snapshot; SGLANG_SLOTS has SGLang's numbers."""
     decode_snapshot_tokens: int = 256
@@ -136,6 +139,10 @@ class ServingConfig:
         ):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}, expected an integer >= 1")
+        if self.long_prefill_tokens < 0:
+            raise ValueError(
+                f"long_prefill_tokens is {self.long_prefill_tokens}, expected an integer >= 0 (0: no bound)"
+            )
         if self.slots_per_request > MAX_SLOTS_PER_REQUEST:
             raise ValueError(f"slots_per_request is {self.slots_per_request}, expected 1 to {MAX_SLOTS_PER_REQUEST}")
         if self.decode_snapshot_tokens < self.page_tokens:

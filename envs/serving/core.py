@@ -115,6 +115,8 @@ def setup_hash(config: ServingConfig) -> str:
     settings = dataclasses.asdict(config)
     del settings["initial_kv_share"]
     del settings["constants"]  # whatever of them acts is in the cost record
+    if not config.long_prefill_tokens:
+        del settings["long_prefill_tokens"]
     if config.policies.on_shortage != "migrate":
         del settings["migrate"]
     if config.policies.on_shortage != "priced":
@@ -215,6 +217,7 @@ class Core:
         engine.migration_chunks, engine.migration_interval = config.migrate.chunks, config.migrate.interval_ops
         engine.horizon_s, engine.max_deferrals = config.priced.horizon_s, config.priced.max_deferrals
         engine.deferral_weight = config.priced.deferral_weight
+        engine.request_budget = config.long_prefill_tokens or config.prefill_budget
         engine.stall = int(config.transfers == "stall")
         engine.worker_chunk_s = 0.0 if engine.stall else config.chunk_move_s
         engine.deadline_slos = config.deadline_slos

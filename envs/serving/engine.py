@@ -8,6 +8,7 @@ from hbmgym.envs.serving.admission import try_admit_head
 from hbmgym.envs.serving.arrival import (
     book_miss,
     head_deadline_s,
+    most_pages_needed,
     pull_arrivals,
     reject_late_aside,
     reject_late_head,
@@ -17,7 +18,7 @@ from hbmgym.envs.serving.arrival import (
 from hbmgym.envs.serving.cost_model import decode_iterations_until, decode_span_s, iteration_s
 from hbmgym.envs.serving.decoding import finish, generated_by, grow_decoding, schedule_decode_event, start_decoding
 from hbmgym.envs.serving.order import leave_heap, next_event, remove
-from hbmgym.envs.serving.shortage import PRICED
+from hbmgym.envs.serving.shortage import PRICED, split_is_under_way
 from hbmgym.envs.serving.snapshots import (
     next_prefill_stop,
     publish_computed,
@@ -29,7 +30,7 @@ from hbmgym.memory_backend.eviction import turn_epoch
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, NOTHING, SSM
 from hbmgym.memory_backend.pools import NONE
-from hbmgym.memory_backend.resize import request_split, run_arrives
+from hbmgym.memory_backend.resize import most_slots_beside, request_split, run_arrives, ssm_chunks_of
 
 REACHED, LOG_FULL = range(2)
 
@@ -67,7 +68,11 @@ def run(table, until_s, log_margin):
 @kernel
 def ask_for_split(table, slots, ssm_chunks):
     """Ask for the split with `slots` slots on `ssm_chunks` chunks; replaces a request that is still under way."""
-    state = state_at(table)
+    _ask(state_at(table), slots, ssm_chunks)
+
+
+@subkernel
+def _ask(state, slots, ssm_chunks):
     request_split(state.memory, slots, ssm_chunks, state.engine.now_s, state.engine.worker_chunk_s)
     _limits_may_have_grown(state)  # at once, where the request takes back a shrink
 
@@ -125,7 +130,7 @@ def _plan_prefill(state):
 def _plan_chunk(state, row):
     engine = state.engine
     request = state.requests[row]
-    left = state.cost.prefill_budget - engine.chunk_tokens
+    left = min(state.cost.prefill_budget - engine.chunk_tokens, engine.request_budget)
     request.chunk = min(left, next_prefill_stop(state, row) - request.computed)
     engine.chunk_tokens += request.chunk
     engine.chunk_attention += request.chunk * (request.computed + 0.5 * request.chunk)
@@ -270,6 +275,10 @@ def _decode_span(state, until_s):
 def _idle(state, until_s):
     """Nothing runs: jump to the next time at which something can."""
     engine = state.engine
+    # Those set aside wait for the controller, but not beside an engine that has nothing else to do with its memory.
+    if engine.aside > 0 and not split_is_under_way(state):
+        slots = most_slots_beside(state.memory, most_pages_needed(state))
+        _ask(state, slots, ssm_chunks_of(state.memory, slots))
     change_s = _next_change_s(state, until_s)
     engine.debt_s = max(engine.debt_s - (change_s - engine.now_s), 0.0)  # copies go on while nothing runs
     _advance(state, change_s - engine.now_s, False)

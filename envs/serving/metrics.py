@@ -1,7 +1,9 @@
 """What happened to the requests of an episode: each metric is defined here and nowhere else.
 
 All are taken over the measured rows. A request without a first token (rejected, never finished, or in a closed loop
-never sent) enters the TTFT figures with WORST_RATIO times its TTFT SLO, which is also what it costs.
+never sent) enters the TTFT figures with WORST_RATIO times its TTFT SLO, which is also what it costs. `unserved_tokens`
+is the part of all tokens, prompts and outputs, whose requests were rejected or have not finished; `token_cost` is the
+mean cost with each request weighted by its tokens.
 """
 
 import numpy as np
@@ -36,6 +38,11 @@ def request_costs(rows: np.ndarray, requests: np.ndarray, tpot_slo_s: float) -> 
     return np.minimum(slo_ratio(rows, requests, tpot_slo_s), WORST_RATIO)
 
 
+def token_counts(rows: np.ndarray) -> np.ndarray:
+    """Tokens of prompt and output, shape (n,), float64."""
+    return rows["input_tokens"].astype(np.float64) + rows["output_tokens"]
+
+
 def episode_metrics(episode: Episode, requests: np.ndarray, tpot_slo_s: float) -> dict[str, float]:
     """The metrics of one episode that has run to its end, as plain numbers."""
     measured = episode.rows["measured"] == 1
@@ -46,6 +53,8 @@ def episode_metrics(episode: Episode, requests: np.ndarray, tpot_slo_s: float) -
     met = ratio <= 1.0
     admitted = ~np.isnan(requests["admitted_s"])
     prompt_tokens = rows["input_tokens"][admitted].sum()
+    tokens, costs = token_counts(rows), request_costs(rows, requests, tpot_slo_s)
+    finished, rejected = requests["status"] == FINISHED, requests["status"] == REJECTED
     starved = (requests["preemptions"] > 0) | (requests["reject_reason"] == DOES_NOT_FIT)
     return {
         "requests": len(rows),
@@ -58,6 +67,9 @@ def episode_metrics(episode: Episode, requests: np.ndarray, tpot_slo_s: float) -
         "hit_rate": float(requests["reused_tokens"].sum() / max(prompt_tokens, 1)),
         "preemptions": int(requests["preemptions"].sum()),
         "oom_requests": int(starved.sum()),
-        "rejected": int((requests["status"] == REJECTED).sum()),
-        "cost": float(request_costs(rows, requests, tpot_slo_s).mean()),
+        "rejected": int(rejected.sum()),
+        "unfinished": int((~finished & ~rejected).sum()),
+        "unserved_tokens": float(tokens[~finished].sum() / tokens.sum()),
+        "cost": float(costs.mean()),
+        "token_cost": float(costs @ tokens / tokens.sum()),
     }

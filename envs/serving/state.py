@@ -92,6 +92,7 @@ ENGINE = np.dtype(
         ("closed", "i8"),  # 1: a row with needs arrives its gap after the last of them has ended
         ("slots_per_request", "i8"),
         ("page_tokens", "i8"),
+        ("request_budget", "i8"),  # most prompt tokens of one request in an iteration
         ("decode_snapshot_tokens", "i8"),
         ("max_pages", "i8"),  # of the largest split within the controller's bounds
         ("max_preemptions", "i8"),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hbmgym.envs.serving.arrival import book_miss
+from hbmgym.envs.serving.arrival import book_miss, most_pages_needed
 from hbmgym.envs.serving.marginal import MARGINAL_COUNT, STEP_COUNT
 from hbmgym.envs.serving.shortage import slots_within_reach
 from hbmgym.envs.serving.state import ASIDE, PREFILL, QUEUE, WORST_RATIO, state_at
@@ -213,6 +213,8 @@ def close_window(table, window, telemetry, values):
     telemetry.window_s = seconds
     telemetry.waiting = engine.waiting + engine.aside
     telemetry.running = engine.decoding + engine.prefilling
+    telemetry.aside = engine.aside
+    telemetry.kv_needed = most_pages_needed(state)
     waiting_cost = _look_at_waiting(state, telemetry)
     _count(state, window.seen, window.grown, waiting_cost)
     _average(window.fast, window.grown, seconds, FAST_S)

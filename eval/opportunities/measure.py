@@ -16,8 +16,11 @@ from hbmgym.eval.oracle import arrival_costs, best_path
 from hbmgym.eval.rollout import Rollout, run_episode
 
 DEFAULT = "sglang-0.9"
-FIGURES = ("cost", "ttft_mean_s", "ttft_p99_s", "slo_violation_rate", "hit_rate", "bytes_migrated", "kv_share_mean")
-"""Of the cell; and `rejected_share`, rejected requests over all."""
+FIGURES = (
+    *("cost", "token_cost", "ttft_mean_s", "ttft_p99_s", "slo_violation_rate", "unserved_tokens"),
+    *("hit_rate", "bytes_migrated", "kv_share_mean"),
+)
+"""Of the cell."""
 Figures = dict[str, float]
 
 
@@ -55,5 +58,4 @@ def _run(controller: Controller, core: Core, episode: Episode) -> Figures:
 
 
 def _figures(rollout: Rollout) -> Figures:
-    figures = {name: float(rollout.cell[name]) for name in FIGURES}
-    return {**figures, "rejected_share": rollout.cell["rejected"] / rollout.cell["requests"]}
+    return {name: float(rollout.cell[name]) for name in FIGURES}

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 
 from hbmgym.eval.intervals import relative_difference
+from hbmgym.eval.statics import UNSERVED, best_costs, best_static
 
 ROOM = 0.15
 """Room worth having: so much of p99 TTFT or violations."""
 CLIFF = 2.0
 """A cliff: the default's p99 TTFT over the best static's."""
-TURNED_AWAY = 0.01
-"""A best static that rejects more than this share of the requests is no split to be compared with: it is best because
-it does not serve those that it would have to wait for."""
 OFFSETS = (-0.2, -0.1, 0.1, 0.2)
 ROOM_FIGURES = ("cost", "ttft_mean_s", "ttft_p99_s", "slo_violation_rate")
 Interval = tuple[float, float, float]
@@ -35,16 +33,19 @@ class CaseResult:
     def shares(self) -> list[float]:
         return [static["share"] for static in self.episodes[0]["statics"]]
 
+    def _of_statics(self, figure: str) -> np.ndarray:
+        """float64 (shares, episodes)."""
+        return np.array([[static[figure] for static in episode["statics"]] for episode in self.episodes]).T
+
     @cached_property
     def static_costs(self) -> np.ndarray:
         """float64 (shares,): mean cost over the episodes."""
-        costs = [[static["cost"] for static in episode["statics"]] for episode in self.episodes]
-        return np.asarray(np.mean(costs, axis=0))
+        return np.asarray(self._of_statics("cost").mean(axis=1))
 
     @cached_property
     def best(self) -> int:
-        """Place of the one static share with the least mean cost."""
-        return int(self.static_costs.argmin())
+        """Place of the one best static share (`eval.statics`)."""
+        return best_static(self.static_costs, self._of_statics("unserved_tokens").mean(axis=1))
 
     def of_static(self, place: int, figure: str) -> list[float]:
         """One value per episode."""
@@ -56,8 +57,8 @@ class CaseResult:
 
     @property
     def chosen_per_episode(self) -> float:
-        """Mean over the episodes of each one's own least static cost: what of the room needs no moving."""
-        return float(np.mean([min(static["cost"] for static in episode["statics"]) for episode in self.episodes]))
+        """Mean over the episodes of the cost of each one's own best static: what of the room needs no moving."""
+        return float(best_costs(self._of_statics("cost"), self._of_statics("unserved_tokens")).mean())
 
     def wrong_by(self, offset: float) -> float | None:
         """Cost at the best share plus `offset` over the best cost; None beyond the bounds of the budget."""
@@ -97,16 +98,16 @@ class CaseResult:
         return any(value >= ROOM and low > 0.0 for value, low, _ in rooms)
 
     @property
-    def turned_away(self) -> float:
-        """Share of the requests that the best static rejects."""
-        return float(np.mean(self.of_static(self.best, "rejected_share")))
+    def unserved(self) -> float:
+        """Part of the tokens that every static split leaves unserved."""
+        return float(self._of_statics("unserved_tokens").mean(axis=1).min())
 
     @property
     def verdict(self) -> str:
         """overloaded, turns away, cliff, room, cliff and room, or none."""
         if self.rho >= 1.0:
             return "overloaded"
-        if self.turned_away > TURNED_AWAY:
+        if self.unserved > UNSERVED:
             return "turns away"
         found = [word for word, holds in (("cliff", self.has_cliff), ("room", self.has_room)) if holds]
         return " and ".join(found) or "none"
@@ -126,7 +127,8 @@ class CaseResult:
             "room": {figure: _known(self.room(figure)) for figure in ROOM_FIGURES},
             "best_static_cost_chosen_per_episode": self.chosen_per_episode,
             "both_full_cost": float(np.mean(self.of("both_full", "cost"))),
-            "best_static_rejected_share": self.turned_away,
+            "best_static_unserved_tokens": float(np.mean(self.of_static(self.best, "unserved_tokens"))),
+            "unserved_tokens": self.unserved,
             "verdict": self.verdict,
         }
 

@@ -10,7 +10,7 @@ from hbmgym.envs.platforms import find_platform
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.eval.opportunities.cases import Case
-from hbmgym.eval.opportunities.verdict import TURNED_AWAY
+from hbmgym.eval.statics import UNSERVED
 
 Row = dict[str, Any]
 
@@ -100,7 +100,7 @@ def _sane_rows(path: Path, files: Mapping[str, str]) -> list[Row]:
 
 
 def _is_sane(row: Row) -> bool:
-    return row["rho"] is not None and row["rho"] < 1.0 and row["best_static_rejected_share"] <= TURNED_AWAY
+    return row["rho"] is not None and row["rho"] < 1.0 and row["unserved_tokens"] <= UNSERVED
 
 
 def _case(row: Row, trace: str = "") -> SaneCase:

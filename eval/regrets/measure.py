@@ -15,6 +15,7 @@ from hbmgym.eval.opportunities.verdict import Interval
 from hbmgym.eval.regrets.cases import SaneCase, static_name
 from hbmgym.eval.regrets.share_error import GRID_STEP, SEGMENT_S, ShareError, share_error
 from hbmgym.eval.rollout import Cell, Rollout
+from hbmgym.eval.statics import best_static
 
 OTHERS_BEST = "static:others"
 """Stands for the static split that is best on the other episodes of a case: the best static without its hindsight."""
@@ -40,13 +41,17 @@ class Regret:
     def mean(self, name: str, key: str) -> float:
         return float(np.mean(self.column(name, key)))
 
-    def excess(self, name: str) -> float:
-        """Cost over that of the best static, less 1."""
-        return self.mean(name, "cost") / self.mean(self.case.best_static, "cost") - 1.0
+    def excess(self, name: str, key: str = "cost") -> float:
+        """A figure, mostly the cost, over that of the best static, less 1."""
+        return self.mean(name, key) / self.mean(self.case.best_static, key) - 1.0
 
     def relative(self, name: str, key: str = "cost") -> Interval:
         """Any figure's excess, with a 95 % interval over the episodes."""
         return relative_difference(self.column(name, key), self.column(self.case.best_static, key))
+
+    def unserved(self, name: str) -> float:
+        """Part of the tokens that it leaves unserved and the best static serves; below 0 where it serves more."""
+        return self.mean(name, "unserved_tokens") - self.mean(self.case.best_static, "unserved_tokens")
 
     def worst_seed(self, name: str, key: str) -> float:
         """Largest relative difference of any episode."""
@@ -147,9 +152,15 @@ def _rollouts(
 def _others_best(statics: Sequence[list[Rollout]]) -> list[Rollout]:
     """Of every episode the rollout of that static split which costs least on the others, of equal ones the middle."""
     statics = sorted(statics, key=lambda own: abs(own[0].cell["kv_share_mean"] - 0.5))
-    costs = np.array([[rollout.cell["cost"] for rollout in own] for own in statics])
-    on_others = np.round(costs.sum(axis=1, keepdims=True) - costs, 9)  # sums of equal costs differ in their last digits
-    return [statics[best][episode] for episode, best in enumerate(on_others.argmin(axis=0))]
+    costs, unserved = (_on_others(statics, key) for key in ("cost", "unserved_tokens"))
+    return [statics[best_static(costs[:, k], unserved[:, k])][k] for k in range(costs.shape[1])]
+
+
+def _on_others(statics: Sequence[list[Rollout]], key: str) -> np.ndarray:
+    """float64 (statics, episodes): the mean over all other episodes."""
+    values = np.array([[rollout.cell[key] for rollout in own] for own in statics])
+    others = (values.sum(axis=1, keepdims=True) - values) / (values.shape[1] - 1)
+    return np.round(others, 9)  # sums of equal costs differ in their last digits
 
 
 def _share_errors(

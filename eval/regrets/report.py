@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hbmgym.eval.opportunities.measure import DEFAULT
-from hbmgym.eval.opportunities.verdict import TURNED_AWAY, Interval
+from hbmgym.eval.opportunities.verdict import Interval
 from hbmgym.eval.regrets.measure import OTHERS_BEST, Regret
 from hbmgym.eval.regrets.share_error import EPSILON, GRID_STEP, SEGMENT_S
 from hbmgym.eval.regrets.summary import (
@@ -25,6 +25,7 @@ from hbmgym.eval.regrets.summary import (
     with_moving_room,
     with_p99_room,
 )
+from hbmgym.eval.statics import UNSERVED
 from hbmgym.eval.table import UNBOUNDED_WIDTH
 
 
@@ -125,6 +126,9 @@ def _summary(regrets: Sequence[Regret], names: Sequence[str]) -> Table:
     for title, own in parts.items():
         add(f"{title} ({len(own)})", partial(_middle, own))
     table.add_section()
+    add("by token", lambda name: _spread([regret.excess(name, "token_cost") for regret in regrets]))
+    add("tokens left unserved", lambda name: _spread([regret.unserved(name) for regret in regrets]))
+    table.add_section()
     add(f"cases above {FAR:.0%}", lambda name: f"{totals[name]['far']}")
     add("GiB migrated per episode", lambda name: f"{totals[name]['gib_migrated']:.0f}")
     if room := with_cost_room(regrets):
@@ -143,7 +147,12 @@ def _summary(regrets: Sequence[Regret], names: Sequence[str]) -> Table:
 
 
 def _middle(regrets: Sequence[Regret], name: str) -> str:
-    values = 100.0 * np.array([regret.excess(name) for regret in regrets])
+    return _spread([regret.excess(name) for regret in regrets])
+
+
+def _spread(parts: Sequence[float]) -> str:
+    """Median, mean and maximum, in per cent."""
+    values = 100.0 * np.array(parts)
     return f"{np.median(values):+.1f} / {values.mean():+.1f} / {values.max():+.1f}"
 
 
@@ -162,9 +171,11 @@ def _price(regrets: Sequence[Regret], reference: str, name: str) -> str:
 def _notes(regrets: Sequence[Regret]) -> list[str]:
     lines = [
         "oracle: what the replayed dynamic oracle of the map saves; it is one path, and no bound. one share: what the "
-        "best static share of each single episode saves, which takes hindsight but no moving. sane: rho < 1 and "
-        f"the best static rejects at most {TURNED_AWAY:.0%}. Shares of the best static are the map's. no reuse: the "
-        "best static finds nothing in its cache; it caps concurrency."
+        "best static share of each single episode saves, which takes hindsight but no moving. sane: rho < 1 and some "
+        f"static split leaves at most {UNSERVED:.0%} of the tokens unserved; the best static is the cheapest of those "
+        "that leave no more beyond that. Its share is the map's. no reuse: the best static finds nothing in its cache; "
+        "it caps concurrency. by token: cost, each request weighted by its tokens. tokens left unserved: of all, less "
+        "those that the best static leaves."
     ]
     if regrets[0].share_errors:
         lines.append(

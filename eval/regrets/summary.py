@@ -41,8 +41,8 @@ def groups(regrets: Sequence[Regret]) -> dict[str, list[Regret]]:
 
 
 def summary(regrets: Sequence[Regret], name: str) -> dict[str, Any]:
-    """Over cases: worst, median and mean regret, how many are FAR, the part of the oracle's gap closed, bytes, and the
-    mean share error (None where it was not asked for)."""
+    """Over cases: worst, median and mean regret, its mean by token, the mean of the tokens left unserved, how many are
+    FAR, the part of the oracle's gap closed, bytes, and the mean share error (None where it was not asked for)."""
     values = np.array([regret.excess(name) for regret in regrets])
     room, moving = with_cost_room(regrets), with_moving_room(regrets)
     shares = [regret.share_errors[name] for regret in regrets if regret.share_errors]
@@ -50,6 +50,8 @@ def summary(regrets: Sequence[Regret], name: str) -> dict[str, Any]:
         "worst": float(values.max()),
         "median": float(np.median(values)),
         "mean": float(values.mean()),
+        "by_token_mean": float(np.mean([regret.excess(name, "token_cost") for regret in regrets])),
+        "unserved_tokens_mean": float(np.mean([regret.unserved(name) for regret in regrets])),
         "far": int((values > FAR).sum()),
         "cases": len(values),
         "gap_closed_median": median_gap_closed(room, name),
@@ -100,6 +102,8 @@ def _case(regret: Regret, names: Sequence[str]) -> dict[str, Any]:
         "chosen_room": case.chosen_room,
         "p99_room": case.p99_room,
         "regret": {name: regret.relative(name) for name in names},
+        "by_token": {name: regret.relative(name, "token_cost") for name in names},
+        "unserved_tokens": {name: regret.mean(name, "unserved_tokens") for name in (case.best_static, *names)},
         "worst_seed": {name: regret.worst_seed(name, "cost") for name in names},
         "p99": {name: regret.relative(name, "ttft_p99_s") for name in names},
         "p99_worst_seed": {name: regret.worst_seed(name, "ttft_p99_s") for name in names},

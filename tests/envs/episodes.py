@@ -64,6 +64,7 @@ def small_configs(draw):
         hbm_gib=draw(st.sampled_from([0.16, 0.22, 0.3, 0.5])),
         page_tokens=SMALL_PAGE,
         prefill_budget=draw(st.sampled_from([48, 100, 256])),
+        long_prefill_tokens=draw(st.sampled_from([0, 0, 20, 64])),
         slots_per_request=slots_per_request,
         decode_snapshot_tokens=draw(st.sampled_from([16, 40, 64])),
         max_preemptions=draw(st.sampled_from([0, 2, 16, 16])),

@@ -253,7 +253,15 @@ class NaiveEngine:
             if job.first_token_s is None and (self.now_s - job.arrival_s) / job.slo_s > 1.0:
                 self.miss(job)
 
+    def most_pages_needed(self) -> int:
+        jobs = self.aside + self.queue[:1] + self.prefilling + self.decoding
+        return max(map(self.most_pages, jobs), default=0) if self.rule == "evict" else 0
+
     def idle(self, until_s: float) -> None:
+        if self.aside and self.kv.chunks == self.kv.target:
+            fits = [slots for slots in range(self.layout.min_slots, self.layout.max_slots + 1)
+                    if self.layout.pages(slots) >= self.most_pages_needed()]  # fmt: skip
+            self.request_split(self.layout.share(max(fits)))
         times = [until_s, self.tick_s]
         if self.config.policies.eviction != "lru":
             times.append(self.epoch_end_s)
@@ -336,8 +344,9 @@ class NaiveEngine:
 
     def plan(self, preempted: bool) -> list[tuple[Job, int]]:
         left, chunks = self.config.prefill_budget, []
+        most = self.config.long_prefill_tokens or math.inf
         for job in self.prefilling:
-            chunk = min(left, self.next_stop(job) - job.computed)
+            chunk = min(left, most, self.next_stop(job) - job.computed)
             left -= chunk
             if chunk:
                 chunks.append((job, chunk))
@@ -351,7 +360,7 @@ class NaiveEngine:
             elif self.rule == "evict" and self.most_pages(job) > self.kv.limit:
                 self.aside.append(self.leave_queue())
             elif not self.head_waits and self.admit_head():
-                chunk = min(left, self.next_stop(job) - job.computed)
+                chunk = min(left, most, self.next_stop(job) - job.computed)
                 left -= chunk
                 chunks.append((job, chunk))
             else:

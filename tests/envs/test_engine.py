@@ -67,6 +67,16 @@ def test_the_snapshot_before_a_broken_last_page_costs_one_slot_copy():
     assert core.requests[0].first_token_s == pytest.approx(expected, **EXACT)
 
 
+def test_a_bound_on_long_prefills_lets_short_prompts_through():
+    asks = [Ask(0.0, 200 * PAGE, 1), Ask(0.001, PAGE, 1), Ask(0.002, PAGE, 1)]
+    first_token_s = {}
+    for bound in (0, 256):
+        core = play(asks, changed(long_prefill_tokens=bound))
+        first_token_s[bound] = core.requests["first_token_s"].tolist()
+    assert first_token_s[0] == sorted(first_token_s[0]), "one behind the other"
+    assert first_token_s[256][1] == first_token_s[256][2] < 0.2 * first_token_s[256][0]
+
+
 def test_a_prompt_without_ids_is_not_cut_and_saves_nothing():
     core = play([Ask(0.0, 1000, 1)])
     expected = iteration_s(core.cost, 0, 0, 1000, 1000 * 500.0)
@@ -263,32 +273,71 @@ def test_the_oldest_that_can_no_longer_grow_is_rejected_instead_of_looping():
 LARGE = Ask(0.0, 20 * PAGE, 2)  # one page more than the tight split holds
 
 
+BUSY = Ask(0.0, 64, 1000)  # decodes for seconds, so that the engine is not idle
+
+
 def test_who_outgrows_the_pool_lets_those_behind_pass_and_gives_up_at_the_deadline():
-    core = play([LARGE, Ask(0.1, 64, 40), Ask(0.2, 64, 1)], TIGHT, TIGHT_SHARE)
-    alone = play([Ask(0.1, 64, 40), Ask(0.2, 64, 1)], TIGHT, TIGHT_SHARE)
-    large = core.requests[0]
+    impatient = changed(prefill_budget=256, ttft_slo_floor_s=0.01)
+    core = play([BUSY, LARGE, Ask(0.1, 64, 40), Ask(0.2, 64, 1)], impatient, TIGHT_SHARE)
+    alone = play([BUSY, Ask(0.1, 64, 40), Ask(0.2, 64, 1)], impatient, TIGHT_SHARE)
+    large = core.requests[1]
     assert (large.status, large.reject_reason) == (REJECTED, DEADLINE)
-    assert large.ended_s == pytest.approx(TIGHT.deadline_slos * large.ttft_slo_s, **EXACT)
-    assert core.requests["ended_s"][1:].tolist() == alone.requests["ended_s"].tolist()
+    deadline_s = impatient.deadline_slos * large.ttft_slo_s
+    assert deadline_s <= large.ended_s < deadline_s + iteration_s(core.cost, 2, 2000, 256, 256.0 * 256)
+    ends = np.delete(core.requests["ended_s"], 1)
+    assert ends == pytest.approx(alone.requests["ended_s"], rel=1e-9)
 
 
-def test_who_is_set_aside_waits_for_pages_in_telemetry():
-    core = start([LARGE], TIGHT, TIGHT_SHARE)
+def test_telemetry_tells_who_is_set_aside_and_how_many_pages_would_serve_all():
+    core = start([BUSY, dataclasses.replace(LARGE, input_tokens=25 * PAGE), LARGE], TIGHT_STEPS, TIGHT_SHARE)
     telemetry = core.run_window()
-    assert (telemetry.waiting, telemetry.running) == (1, 0)
-    assert telemetry.oldest_wait_over_slo == pytest.approx(core.now_s / core.requests[0].ttft_slo_s, **EXACT)
-    assert (telemetry.blocked_kv_fraction, telemetry.blocked_ssm_fraction) == (1.0, 0.0)
+    assert (telemetry.waiting, telemetry.aside, telemetry.running) == (2, 2, 1)
+    assert telemetry.kv_needed == 26
+    assert telemetry.oldest_wait_over_slo == pytest.approx(core.now_s / core.requests[2].ttft_slo_s, **EXACT)
+    assert telemetry.blocked_kv_fraction == pytest.approx(1.0, abs=0.2)
+    assert telemetry.blocked_ssm_fraction == 0.0
+
+
+def test_the_pages_needed_are_those_of_the_largest_that_runs_or_heads_the_queue():
+    core = start([Ask(0.0, 5 * PAGE, 2 * PAGE + 1), Ask(0.0, 6 * PAGE, 1), Ask(0.0, 9 * PAGE, 1)], TIGHT_STEPS, 1.0)
+    assert core.run_window().running == 1, "two slots"
+    assert core.telemetry.kv_needed == 7
+    finish(core)
+    assert core.run_window().kv_needed == 0
+
+
+@pytest.mark.parametrize("rule", ["migrate", "float", "priced"])
+def test_no_pages_are_needed_of_a_controller_where_shortages_move_the_split(rule):
+    core = start([BUSY], dataclasses.replace(TIGHT_STEPS, policies=Policies(on_shortage=rule)), TIGHT_SHARE)
+    assert core.run_window().running == 1 and core.telemetry.kv_needed == 0
+
+
+def test_an_idle_engine_takes_the_split_that_serves_those_set_aside():
+    core = start([LARGE, dataclasses.replace(LARGE, input_tokens=30 * PAGE)], TIGHT, TIGHT_SHARE)
+    finish(core)
+    assert set(core.requests["status"]) == {FINISHED}
+    moved_s = core.requests["admitted_s"][0]
+    assert 0.0 < moved_s == core.moved_chunks * TIGHT.chunk_move_s
+    assert core.layout.pages(int(core.memory.split.requested_slots)) >= 31
+    assert core.layout.pages(int(core.memory.split.requested_slots) + 1) < 31, "no more than it takes"
+
+
+def test_an_idle_engine_keeps_a_static_split():
+    share = Core(TIGHT).layout.share(Core(TIGHT).layout.max_slots)
+    core = play([LARGE], TIGHT, share, (share, share))
+    assert (core.requests[0].reject_reason, core.moved_chunks) == (DOES_NOT_FIT, 0)
 
 
 def test_those_set_aside_go_to_the_head_in_their_old_order_once_the_pool_has_grown():
+    first = dataclasses.replace(BUSY, output_tokens=60)
     behind = [Ask(0.02, 17 * PAGE, 60), Ask(0.03, 5 * PAGE, 1), Ask(0.04, 5 * PAGE, 1)]
-    core = start([LARGE, dataclasses.replace(LARGE, arrival_s=0.01), *behind], TIGHT_STEPS, TIGHT_SHARE)
+    core = start([first, LARGE, dataclasses.replace(LARGE, arrival_s=0.01), *behind], TIGHT_STEPS, TIGHT_SHARE)
     core.run_window()
-    assert core.telemetry.waiting == 4
+    assert (core.telemetry.waiting, core.telemetry.aside) == (4, 2)
     core.request_split(slots_share(CONFIG, 2))
     finish(core)
     assert set(core.requests["status"]) == {FINISHED}
-    assert np.argsort(core.requests["admitted_s"], kind="stable").tolist() == [2, 0, 1, 3, 4]
+    assert np.argsort(core.requests["admitted_s"], kind="stable").tolist() == [0, 3, 1, 2, 4, 5]
 
 
 def test_a_request_is_given_up_at_the_first_edge_after_its_deadline():

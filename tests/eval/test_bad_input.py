@@ -159,6 +159,7 @@ def test_a_damaged_real_trace_is_refused(script, workplace, refusal):
         (("--tensor-parallel", "0"), "tensor_parallel is 0"),
         (("--tensor-parallel", "3"), "tensor_parallel is 3, but qwen3-next-80b-a3b has 16 query heads"),
         (("--tensor-parallel", "x"), "--tensor-parallel: invalid integer value: 'x'"),
+        (("--long-prefill-tokens", "-1"), "long_prefill_tokens is -1, expected an integer >= 0"),
         (("--costs", "nowhere.json"), "nowhere.json: cannot be read: No such file"),
         (("--costs", "."), "Is a directory"),
         (("--hbm-gib", "0.1"), "give at least"),

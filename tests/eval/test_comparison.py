@@ -12,6 +12,7 @@ from hbmgym.envs.workload import TraceWorkload
 from hbmgym.eval.cells import Bench
 from hbmgym.eval.comparison import ORACLE, WorkloadResult, compare, controller_names, static_shares
 from hbmgym.eval.table import print_comparison, summary_lines
+from tests.envs.episodes import Ask, make_episode
 
 from .traffic import CHAT, CONFIG, MIX, write_trace
 
@@ -67,12 +68,22 @@ def test_bad_names_are_refused_in_one_line(text, named):
 
 def result(**costs: list[float]) -> WorkloadResult:
     names = {name.replace("_", "-"): values for name, values in costs.items()}
-    cells = [{"controller": name, "cost": cost} for name, values in names.items() for cost in values]
+    cells = [
+        {"controller": name, "cost": cost, "unserved_tokens": 0.0} for name, values in names.items() for cost in values
+    ]
     return WorkloadResult("by hand", 0.5, cells)
 
 
 def test_the_best_static_has_the_least_mean_cost_over_the_seeds():
     assert result(static_0=[1.0, 9.0], static_1=[4.0, 4.0], demand=[0.0, 0.0]).best_static == "static-1"
+
+
+def test_the_cheapest_split_is_not_the_best_where_it_refuses():
+    refused = result(static_0=[0.1, 0.1], static_1=[0.4, 0.4])
+    for cell in refused.cells[:2]:
+        cell["unserved_tokens"] = 0.3
+    assert (refused.best_static, refused.cheapest_static) == ("static-1", "static-0")
+    assert refused.best_static_per_seed == pytest.approx(0.4)
 
 
 def test_without_a_static_there_is_no_best_one_and_no_room():
@@ -147,8 +158,13 @@ def test_without_an_oracle_the_room_is_said_to_be_unsearched():
 
 
 def test_a_rho_without_bound_is_null_in_the_cells():
-    # The longest documents fit into no split of this budget.
-    small = Bench(dataclasses.replace(CONFIG, hbm_gib=0.5), (MIX,), "validation")
-    result = compare(small, ["static-0.8"], SEEDS[:1], jobs=1, oracle=False, progress=False).results[0]
+    class OneForTheLargestPool:
+        name = "by hand"
+
+        def episode(self, part, seed):
+            return make_episode([Ask(1.0, 64 * LAYOUT.pages(LAYOUT.min_slots), 1), Ask(2.0, 640, 10)])
+
+    bench = Bench(CONFIG, (OneForTheLargestPool(),), "validation")
+    result = compare(bench, ["static-0.8"], SEEDS[:1], jobs=1, oracle=False, progress=False).results[0]
     assert result.rho == float("inf")
     assert [cell["rho"] for cell in result.cells] == [None]

@@ -7,6 +7,7 @@ import pytest
 
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.eval.load import rho, rho_at, saturated
+from tests.envs.episodes import Ask, make_episode
 
 from .traffic import CHAT, CONFIG, MIX
 
@@ -45,7 +46,16 @@ def test_rho_is_that_of_the_best_split():
 
 
 def test_a_split_that_rejects_is_never_the_best():
-    episode = MIX.episode("validation", 10_000)
-    lowest = make_layout(CONFIG).share_bounds[0]
-    assert rho_at(lowest, episode, CONFIG) == float("inf")
-    assert rho((lowest, 0.8), episode, CONFIG) == pytest.approx(rho_at(0.8, episode, CONFIG))
+    episode, config = MIX.episode("validation", 10_000), dataclasses.replace(CONFIG, hbm_gib=2.5)
+    lowest = make_layout(config).share_bounds[0]
+    assert rho_at(lowest, episode, config) == float("inf")
+    assert rho((lowest, 0.8), episode, config) == rho_at(0.8, episode, config) < 1.0
+
+
+def test_what_no_split_can_hold_is_no_part_of_what_is_offered():
+    asks = [Ask(10.0 * k, 640, 10) for k in range(20)]
+    (too_large,) = [Ask(95.0, 64 * (make_layout(CONFIG).pages(2) + 1), 10)]
+    with_it, without = (
+        make_episode(sorted(rows, key=lambda ask: ask.arrival_s)) for rows in ([*asks, too_large], asks)
+    )
+    assert rho_at(0.5, with_it, CONFIG) == pytest.approx(rho_at(0.5, without, CONFIG)) != float("inf")

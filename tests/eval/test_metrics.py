@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hbmgym.envs.serving.metrics import episode_metrics, slo_ratio, tpot_s, ttft_s
-from hbmgym.envs.serving.state import DEADLINE, DECODING, DOES_NOT_FIT, FINISHED, REJECTED, make_requests
+from hbmgym.envs.serving.state import DEADLINE, DECODING, DOES_NOT_FIT, FINISHED, REJECTED, WAITING, make_requests
 from hbmgym.envs.traces.episode import ROW, Episode
 
 TTFT_SLO_S, TPOT_SLO_S = 2.0, 0.1
@@ -94,6 +94,23 @@ def test_hit_rate_is_over_the_prompts_of_admitted_requests():
 def test_starved_requests_are_counted_once():
     measured = metrics({"preemptions": 3}, TOO_LARGE, GONE, {**TOO_LARGE, "preemptions": 1}, GOOD)
     assert (measured["preemptions"], measured["oom_requests"], measured["rejected"]) == (4, 3, 3)
+
+
+def test_who_is_neither_finished_nor_rejected_is_unfinished():
+    measured = metrics(GOOD, GONE, UNFINISHED, {**UNFINISHED, "status": WAITING})
+    assert (measured["rejected"], measured["unfinished"]) == (1, 2)
+
+
+def test_what_is_refused_or_left_counts_by_tokens_too():
+    measured = metrics(GOOD, {**TOO_LARGE, "input_tokens": 1000}, {**UNFINISHED, "input_tokens": 10})
+    assert measured["unserved_tokens"] == pytest.approx((1011 + 21) / (111 + 1011 + 21))
+    assert metrics(GOOD, LATE)["unserved_tokens"] == 0.0
+
+
+def test_the_cost_by_token_weights_each_request_with_its_tokens():
+    measured = metrics(GOOD, {**GONE, "input_tokens": 989})
+    assert measured["token_cost"] == pytest.approx((111 * 0.5 + 1000 * 10) / 1111)
+    assert measured["cost"] == pytest.approx((0.5 + 10) / 2)
 
 
 def test_the_warm_up_is_not_measured():

@@ -23,7 +23,7 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def figures(value):
-    return {**dict.fromkeys(FIGURES, value), "rejected_share": 0.0}
+    return {**dict.fromkeys(FIGURES, value), "unserved_tokens": 0.0}
 
 
 def episode(costs, default, dynamic):
@@ -89,9 +89,17 @@ def test_nothing_is_concluded_of_an_overloaded_case():
     assert result(episode((9, 9, 1, 9, 9), 9, 0.1), rho=1.2).verdict == "overloaded"
 
 
-def test_nothing_is_concluded_where_the_best_split_serves_not_all():
+def test_a_split_that_refuses_is_not_the_best():
+    away = episode((9, 9, 1, 3, 9), 9, 0.1)
+    away["statics"][2]["unserved_tokens"] = 0.02
+    assert result(away).shares[result(away).best] == 0.7
+    assert result(away).chosen_per_episode == 3.0
+
+
+def test_nothing_is_concluded_where_no_split_serves_all():
     away = episode((9, 9, 1, 9, 9), 9, 0.1)
-    away["statics"][2]["rejected_share"] = 0.02
+    for static in away["statics"]:
+        static["unserved_tokens"] = 0.02
     assert result(away).verdict == "turns away"
 
 

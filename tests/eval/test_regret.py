@@ -31,7 +31,8 @@ def sane(scenario: str = "steady-chat", cost_room: float = 0.1, trace: str = "",
 
 def regret(cost: Sequence[float], best: Sequence[float], case: SaneCase | None = None, hit_rate: float = 0.5) -> Regret:
     def cells(costs: Sequence[float]) -> list[dict[str, float]]:
-        return [{"cost": c, "ttft_p99_s": 2.0 * c, "bytes_migrated": 2.0**31, "hit_rate": hit_rate} for c in costs]
+        usual = {"bytes_migrated": 2.0**31, "hit_rate": hit_rate, "unserved_tokens": 0.0}
+        return [{"cost": c, "token_cost": 3.0 * c, "ttft_p99_s": 2.0 * c, **usual} for c in costs]
 
     case = case or sane()
     return Regret(case, {case.best_static: cells(best), "rule": cells(cost)})
@@ -40,7 +41,7 @@ def regret(cost: Sequence[float], best: Sequence[float], case: SaneCase | None =
 def row(name: str) -> dict[str, Any]:
     """A row of a map."""
     rooms = {"cost": [0.1, 0.0, 0.2], "ttft_p99_s": [None, None, None]}
-    best = {"best_static_share": 0.5, "best_static_cost": 0.5, "best_static_rejected_share": 0.0}
+    best = {"best_static_share": 0.5, "best_static_cost": 0.5, "unserved_tokens": 0.0}
     best["best_static_cost_chosen_per_episode"] = 0.48
     return {"case": name, "platform": SMALL, "rho": 0.5, "episodes": 1, "room": rooms, **best}
 
@@ -50,7 +51,7 @@ def test_sane_cases_can_be_served_by_a_static_split():
     cases = sane_cases(MAP)
     for case in cases:
         row = rows[case.name, case.platform]
-        assert row["rho"] < 1.0 and row["best_static_rejected_share"] <= 0.01
+        assert row["rho"] < 1.0 and row["unserved_tokens"] <= 0.01
         assert row["verdict"] not in ("overloaded", "turns away")
     left_out = {key for key in rows if key not in {(case.name, case.platform) for case in cases}}
     assert ("mix-shift-60", DEFAULT.name) in left_out
@@ -163,7 +164,10 @@ def test_the_static_of_other_episodes_has_no_hindsight():
 
 def test_where_no_split_matters_the_middle_one_is_taken():
     statics = [
-        [Rollout({"cost": cost, "kv_share_mean": share}, {}) for cost in (0.1 + 0.2 if share > 0.5 else 0.3, 0.4, 0.5)]
+        [
+            Rollout({"cost": cost, "kv_share_mean": share, "unserved_tokens": 0.0}, {})
+            for cost in (0.1 + 0.2 if share > 0.5 else 0.3, 0.4, 0.5)
+        ]
         for share in (0.05, 0.3, 0.55, 0.9)
     ]
     assert {rollout.cell["kv_share_mean"] for rollout in _others_best(statics)} == {0.55}

@@ -22,12 +22,23 @@ from .traffic import CHAT, CONFIG, MIX
 
 FIELDS = {
     *("controller", "trace", "seed", "loop", "model", "budget_bytes", "mapped_chunks", "requests"),
-    *("ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "tpot_p99_s", "slo_goodput_per_s", "slo_violation_rate", "cost"),
+    *(
+        "ttft_mean_s",
+        "ttft_p50_s",
+        "ttft_p99_s",
+        "tpot_p99_s",
+        "slo_goodput_per_s",
+        "slo_violation_rate",
+        "cost",
+        "token_cost",
+    ),
     *(
         "hit_rate",
         "preemptions",
         "oom_requests",
         "rejected",
+        "unfinished",
+        "unserved_tokens",
         "bytes_migrated",
         "moves_per_hour",
         "gib_migrated_per_hour",

@@ -37,7 +37,7 @@ TINY = HybridModel(
         ("kimi-linear-48b-a3b", 8, 7 * 576 * 2),  # MLA's latent belongs to all heads
     ],
 )
-def test_kv_is_shared_out_by_heads_and_copied_where_these_are_fewer_than_the_gpus(slug, tensor_parallel, kv_token_bytes):
+def test_kv_heads_are_shared_out_and_copied_where_they_are_fewer_than_the_gpus(slug, tensor_parallel, kv_token_bytes):
     model = find_model(slug)
     assert model.kv_token_bytes("bf16", tensor_parallel) == kv_token_bytes
     assert model.page_bytes("bf16", 64, tensor_parallel) == 64 * kv_token_bytes

@@ -1,0 +1,26 @@
+"""Which static split is the best one: the cheapest of those that serve what the machine can hold.
+
+A split that turns long prompts away at once is spared what they would make others wait, and could win by refusing.
+"""
+
+import numpy as np
+
+UNSERVED = 0.01
+"""Part of all tokens that a split may leave unserved beyond the split that leaves least. Whatever no split can serve,
+too large for the machine or too much of it, is held against none."""
+
+
+def serves(unserved: np.ndarray) -> np.ndarray:
+    """bool (splits,): which of the splits serve what the machine can hold; `unserved`, shape (splits,), is the part of
+    the tokens that each leaves unserved (`unserved_tokens` of its cells, mean over episodes)."""
+    return np.asarray(unserved <= np.min(unserved) + UNSERVED)
+
+
+def best_static(costs: np.ndarray, unserved: np.ndarray) -> int:
+    """Place of the cheapest of the splits that serve what the machine can hold; both of shape (splits,)."""
+    return int(np.where(serves(unserved), costs, np.inf).argmin())
+
+
+def best_costs(costs: np.ndarray, unserved: np.ndarray) -> np.ndarray:
+    """float64 (episodes,): what each episode's own best static costs; both of shape (splits, episodes)."""
+    return np.array([own[best_static(own, left)] for own, left in zip(costs.T, unserved.T, strict=True)])
