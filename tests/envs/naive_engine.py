@@ -262,6 +262,7 @@ class NaiveEngine:
             fits = [slots for slots in range(self.layout.min_slots, self.layout.max_slots + 1)
                     if self.layout.pages(slots) >= self.most_pages_needed()]  # fmt: skip
             self.request_split(self.layout.share(max(fits)))
+        assert self.tick_s < NEVER or not (self.queue or self.aside), "nobody waits beside an engine that does nothing"
         times = [until_s, self.tick_s]
         if self.config.policies.eviction != "lru":
             times.append(self.epoch_end_s)

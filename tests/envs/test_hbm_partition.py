@@ -26,6 +26,7 @@ from hbmgym.envs.traces.episode import ROW, Episode
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.memory_backend.migration import MigrateOnFailure
 from hbmgym.memory_backend.pricing import PricedAdmission
+from tests.envs.episodes import Ask, make_episode
 
 PAGE_TOKENS = 64
 SERVING = {"window_s": 4.0, "hbm_gib": 8.0}
@@ -195,6 +196,31 @@ def test_absolute_actions_span_the_bounds() -> None:
     shares = [env.step(action(value))[4]["kv_share_requested"] for value in (-1.0, 1.0, 0.0)]
     assert shares[:2] == [low, high]
     assert shares[2] == pytest.approx((low + high) / 2, abs=0.02)
+
+
+class OneLongPrompt:
+    """Short prompts that keep the engine busy, and in their midst one that needs most of the memory."""
+
+    name = "one long prompt"
+    long = Ask(3.0, 420 * PAGE_TOKENS, 64)
+
+    def episode(self, part: Part, seed: int) -> Episode:
+        short = [Ask(0.2 * k, 500, 200) for k in range(100)]
+        return make_episode(sorted([*short, self.long], key=lambda ask: ask.arrival_s))
+
+
+def test_no_action_keeps_out_what_the_machine_holds_and_small_shares_come_back_after_it() -> None:
+    serving = {"model": "qwen3.5-4b", "hbm_gib": 1.0, "window_s": 0.5, "ttft_slo_floor_s": 5.0}
+    env = make(workload=OneLongPrompt(), serving=serving)
+    env.reset(seed=0)
+    core, ended, shares = env.unwrapped.core, False, []  # type: ignore[attr-defined]
+    while not ended:
+        _, _, _, ended, info = env.step(np.array([-1.0], np.float32))
+        shares.append(info["kv_share_requested"])
+    assert not core.requests["reject_reason"].any()
+    assert core.requests[core.episode.rows["input_tokens"].argmax()].first_token_s < 3.0 + 5.0
+    low = core.layout.share_bounds[0]
+    assert max(shares) > 0.8 and shares[-1] == low, "after the long prompt"
 
 
 def test_an_action_that_is_not_a_number_is_refused(env: HbmPartitionEnv) -> None:
