@@ -76,7 +76,9 @@ class Floored:
         return decision if share == decision.kv_share else Decision(share, decision.prices)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["controller"], name)
+        if name == "controller":  # not there yet, as while a copy is made
+            raise AttributeError(name)
+        return getattr(self.controller, name)
 
 
 def floored(controller: Controller) -> Controller:

@@ -1,5 +1,7 @@
 """The floor under every controller: the KV pool holds the largest request that the engine has."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -88,6 +90,11 @@ def test_who_keeps_one_split_has_no_floor_and_nobody_has_two():
     assert (moving.name, moving.parameters) == ("scripted", "its own")
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = moving.no_such_thing
+
+
+def test_it_can_be_copied():
+    controller = copy.deepcopy(make_controller("demand"))
+    assert (controller.name, controller.parameters) == ("demand", make_controller("demand").parameters)
 
 
 def test_every_controller_that_is_made_by_name_and_may_move_has_a_floor():
