@@ -96,7 +96,7 @@ def _select_slice(
     _check_length(trace, part, (1.0 - START_RANGE) * (upper_s - lower_s), load, inside_s)
     start_s = lower_s + rng.uniform(0.0, START_RANGE) * (upper_s - lower_s) + inside_s * load
     origin_s = max(first_s, start_s - warmup_s * load)
-    arrival_s = spread(trace.arrival_s, trace.quantum_s, rng)
+    arrival_s = spread(trace.arrival_s, trace.clock, rng)
     rows = np.flatnonzero((arrival_s >= origin_s) & (arrival_s < upper_s))
     clock_s = (arrival_s[rows] - origin_s) / load
     selection = Selection(rows, np.zeros_like(rows), clock_s)

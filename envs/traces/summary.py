@@ -22,12 +22,12 @@ def describe(trace: Trace) -> list[tuple[str, str]]:
     if (found := found_tokens(trace)) is not None:
         share = found.sum() / trace.input_tokens.sum(dtype=np.int64)
         lines.append(("infinite-cache hit rate", f"{share:.1%} of the prompt tokens"))
-    return lines + [("notice", notice) for notice in trace.notices]
+    return lines + [("notice", notice) for notice in trace.all_notices]
 
 
 def arrivals_apart(trace: Trace) -> np.ndarray:
     """Sorted arrivals; those that were rounded to buckets are spread over them, by a fixed seed."""
-    return spread(trace.arrival_s, trace.quantum_s, np.random.default_rng(_SEED))
+    return spread(trace.arrival_s, trace.clock, np.random.default_rng(_SEED))
 
 
 def _ids(trace: Trace) -> str:
