@@ -108,6 +108,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     | `part`                    | `"train"`      | range of seeds, and part of a recorded trace                      |
     | `load`                    | 1.0            | multiplies the arrival rate                                       |
     | `loop`                    | `"open"`       | `"closed"`: a turn follows the end of the turn before             |
+    | `spread`                  | True           | spread arrivals that a trace's format is known to round           |
     | `backend`                 | `"accounting"` | who executes the op log; never changes a result                   |
     | `check`                   | False          | verify every invariant after every window                         |
     | `render_mode`             | None           | `"ansi"` (one line) or `"rgb_array"` (figure of the episode)      |
@@ -139,6 +140,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         part: Part = "train",
         load: float = 1.0,
         loop: Loop = "open",
+        spread: bool = True,
         backend: str = "accounting",
         check: bool = False,
         render_mode: str | None = None,
@@ -155,7 +157,9 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         self.core = Core(config, backend=backend, check=check)
         if workload is None:
             scenarios, traces = _listed(scenario), _listed(trace)
-            self._workloads = open_workloads(config, scenarios=scenarios, traces=traces, load=load, loop=loop)
+            self._workloads = open_workloads(
+                config, scenarios=scenarios, traces=traces, load=load, loop=loop, spread=spread
+            )
         else:
             self._workloads = list(workload) if isinstance(workload, Sequence) else [workload]
         self.workload = self._workloads[0]

@@ -31,6 +31,9 @@ CLOCKS = {
 }
 """By the name that a `Trace` gives its clock; arrivals of every other trace are taken as they are."""
 
+SPREAD = "spread arrivals that a format is known to round over their bucket (Mooncake 3 s, BurstGPT 1 s)"
+"""What the flag --spread does, wherever a trace is read."""
+
 
 def buckets_of(arrival_s: np.ndarray, clock: str) -> tuple[np.ndarray, float]:
     """Start of each (sorted) arrival's bucket and the buckets' width in s; (`arrival_s`, 0.0) if none were rounded.

@@ -40,6 +40,11 @@ class Format:
     name: str
     load: Callable[[Path], Trace]
 
+    def read(self, path: Path, spread: bool) -> Trace:
+        """The trace, as `load_trace` has it."""
+        trace = self.load(path)
+        return trace if spread else replace(trace, clock="")
+
 
 # The first line decides whose keys any record of the file's head has.
 _JSON_KEYS = (
@@ -60,7 +65,7 @@ _CSV_COLUMNS = (
     ({"timestamp", "contexttokens", "generatedtokens"}, Format("Azure csv", load_azure)),
     ({"timestamp", "requesttokens", "responsetokens"}, Format("BurstGPT csv", load_burstgpt)),
 )
-_FOLDERS = {load_kv_cache_tester: ".json", load_claude_code: ".jsonl"}
+_FOLDERS = ((load_kv_cache_tester, ".json"), (load_claude_code, ".jsonl"))
 """What a folder may be made of, and how such a file's name ends."""
 
 
@@ -70,8 +75,7 @@ def load_trace(path: str | Path, columns: Mapping[str, str] | None = None, *, sp
     `columns` names those of a csv whose own names say nothing (`generic_csv.parse_columns`). `spread`: whether arrivals
     that the format is known to round are spread when the trace is played (`jitter.CLOCKS`).
     """
-    trace = recognise(Path(path), columns).load(Path(path))
-    return trace if spread else replace(trace, clock="")
+    return recognise(Path(path), columns).read(Path(path), spread)
 
 
 def recognise(path: Path, columns: Mapping[str, str] | None = None) -> Format:
@@ -170,13 +174,13 @@ def _recognise_folder(folder: Path) -> Format:
 def _session_file(file: Path) -> Format | None:
     """The format of a file in a folder, None where it is no session file or cannot be read."""
     suffix = plain(file).suffix.lower()
-    if suffix not in _FOLDERS.values():
+    if suffix not in (ending for _, ending in _FOLDERS):
         return None
     try:
         found = recognise(file)
     except TraceError:
         return None
-    return found if _FOLDERS.get(found.load) == suffix else None
+    return found if (found.load, suffix) in _FOLDERS else None
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hbmgym.envs.traces.jitter import spread
-from hbmgym.envs.traces.regime import Regime, load_per_bin, regime_of
+from hbmgym.envs.traces.regime import Regime, judge
 from hbmgym.envs.traces.reuse import found_tokens
 from hbmgym.envs.traces.trace import Trace
 
@@ -53,7 +53,7 @@ def _clock_lines(trace: Trace) -> Iterator[tuple[str, str]]:
     )
     offered = trace.input_tokens.astype(np.float64) + trace.output_tokens
     for label, amount in (("load in tokens", offered), ("load in requests", None)):
-        regime = regime_of(*load_per_bin(arrival_s, amount))
+        regime = judge(arrival_s, amount)
         yield label, _regime(regime) if regime else "too short to judge"
         if regime and amount is None:
             yield "index of dispersion", f"{regime.dispersion:.4g} requests per {regime.bin_s:g} s"

@@ -14,6 +14,8 @@ MAX_SHARE = 0.1
 """A trace that lacks more of its lines is another workload than the one that was recorded."""
 FEW = 10
 """So many lines may be damaged in a small file too, as long as half of it is sound: that is what a crash leaves."""
+HOPELESS = 10_000
+"""After so many, and more damaged than sound ones, the rest is not read."""
 
 
 class Damaged(TraceError):
@@ -28,12 +30,16 @@ class Damage:
         """So far, damaged ones too; counted by whoever reads."""
         self._path, self._unit = path, unit
         self._damaged: dict[Path, int] = {}
+        self._total = 0
         self._first = ""
 
     def leave_out(self, file: Path, reason: object, count: int = 1) -> None:
         """`reason` is the line that names the first of the `count` damaged ones, and what is wrong with it."""
         self._first = self._first or str(reason)
         self._damaged[file] = self._damaged.get(file, 0) + count
+        self._total += count
+        if self._total > HOPELESS and 2 * self._total > self.seen:
+            raise self._too_much()
 
     @contextmanager
     def left_out(self, file: Path) -> Iterator[None]:
@@ -50,9 +56,13 @@ class Damage:
         """What was left out, if anything. Raises `TraceError` where it was too much."""
         if not self._damaged:
             return []
-        damaged = sum(self._damaged.values())
-        count = f"{damaged:,} of {self.seen:,} {self._unit}"
-        if 2 * damaged > self.seen or damaged > max(FEW, MAX_SHARE * self.seen):
-            raise TraceError(f"{self._first}; {count} are damaged")
+        if 2 * self._total > self.seen or self._total > max(FEW, MAX_SHARE * self.seen):
+            raise self._too_much()
         files = f" in {len(self._damaged):,} files" if len(self._damaged) > 1 else ""
-        return [f"{self._path}: left out {count}{files} that are damaged, the first: {self._first}"]
+        return [f"{self._path}: left out {self._counted()}{files} that are damaged, the first: {self._first}"]
+
+    def _counted(self) -> str:
+        return f"{self._total:,} of {self.seen:,} {self._unit}"
+
+    def _too_much(self) -> TraceError:
+        return TraceError(f"{self._first}; {self._counted()} are damaged")

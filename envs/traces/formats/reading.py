@@ -100,21 +100,24 @@ def read_values(path: Path, damage: Damage) -> Iterator[Any]:
     if _is_one_per_line(path):
         yield from (record for _, record in read_objects(path, damage))
         return
-    text = _Window(path)
-    in_array = text.next_character() == "["
-    text.place += in_array
-    while (character := text.next_character()) and not (in_array and character == "]"):
-        value = text.next_value()
+    for value in _values(path):
         damage.seen += 1
         yield value
-        if in_array and text.next_character() == ",":
-            text.place += 1
-        elif in_array and text.next_character() != "]":
-            raise Damaged(f"{path}:{text.line()}: the array does not go on with , or ] ({_DAMAGED})")
-    if in_array and character:
+
+
+def _values(path: Path) -> Iterator[Any]:
+    text = _Window(path)
+    if text.next_character() == "[":
         text.place += 1
-        if text.next_character():
-            raise Damaged(f"{path}:{text.line()}: text goes on after the array ({_DAMAGED})")
+        while text.next_character() != "]":
+            yield text.next_value()
+            if text.next_character() == ",":
+                text.place += 1
+            elif text.next_character() != "]":
+                raise Damaged(f"{path}:{text.line()}: the array does not go on with , or ] ({_DAMAGED})")
+        text.place += 1
+    while text.next_character():
+        yield text.next_value()
 
 
 def head_objects(head: bytes) -> Iterator[dict[str, Any]]:
