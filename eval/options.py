@@ -36,7 +36,7 @@ class ServingOptions:
     trace: tuple[str, ...] = option(
         (),
         "trace, repeatable: compact npz; jsonl of Mooncake, AIPerf or Qwen-Bailian; csv of Azure or BurstGPT; session "
-        "files of kv-cache-tester or Claude Code, or a folder of them; ShareGPT json; also compressed; for other csv see "
+        "files of kv-cache-tester or Claude Code, or a folder of them; ShareGPT json; all also compressed; other csv: "
         "`python -m hbmgym.envs.traces convert --help`",
         metavar="PATH",
     )

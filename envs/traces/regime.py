@@ -17,7 +17,8 @@ class Regime:
     """What is measured on the load per bin; all but `bin_s` have no unit."""
 
     name: str
-    """Burst: cv >= 0.5 or peak >= 2, or waves within a bin (`judge`). Trend: else, where |rise| >= 0.5 over the whole or over a half. Steady: else."""
+    """Burst: cv >= 0.5 or peak >= 2, or waves within a bin (`judge`). Trend: else, where |rise| >= 0.5 over the whole
+    or over a half. Steady: else."""
     bin_s: float
     rise: float
     """Of the least-squares line from end to end, over the mean."""
@@ -34,8 +35,8 @@ def load_per_bin(
 ) -> tuple[np.ndarray, float]:
     """Sum of `amount` (None: number) of the arrivals in each whole bin since the first one, and a bin's length in s.
 
-    Bins are `bin_s` long or, where it is None, 60 s, 20 s where the trace spans less than 25 minutes, longer where there would be more than `most`
-    of them. float64 (bins,).
+    Bins are `bin_s` long or, where it is None, 60 s, 20 s where the trace spans less than 25 minutes; longer where
+    there would be more than `most` of them. float64 (bins,).
     """
     clock_s = arrival_s - arrival_s[0]
     span_s = float(clock_s[-1])

@@ -1,6 +1,6 @@
 """Fields and columns of a file that nobody reads: named once, never refused."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 _MOST_SHOWN, _MOST_KEPT, _LONGEST = 8, 1000, 40
@@ -13,7 +13,7 @@ class Unused:
         self._known = frozenset(known)
         self._names: set[str] = set()
 
-    def note(self, names: Iterable[str]) -> None:
+    def note(self, names: Collection[str]) -> None:
         """Fields of one record."""
         if not self._known.issuperset(names) and len(self._names) < _MOST_KEPT:
             self._names.update(name for name in names if name not in self._known)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, cast
 
 from hbmgym.envs.traces.trace import TraceError
 
+ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 SUFFIXES = (".gz", ".xz", ".zst")
 _GZIP, _XZ, _ZST = b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
 LONGEST_MARK = max(map(len, (_GZIP, _XZ, _ZST)))
@@ -32,7 +33,7 @@ def plain(path: Path) -> Path:
 
 def _zstd(path: Path) -> Any:
     try:
-        return importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+        return importlib.import_module(ZSTD)
     except ModuleNotFoundError as error:
         remedy = "run pip install backports.zstd, or unpack the file"
         raise TraceError(f"{path}: is compressed with zst, which Python reads from 3.14 on ({remedy})") from error

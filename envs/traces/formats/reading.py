@@ -57,7 +57,7 @@ def each_file(path: Path, files: Sequence[Path]) -> Iterable[Path]:
 
 
 def read_lines(path: Path, damage: Damage) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of every line that is not blank; no line holds a null byte. Raises `Damaged`."""
+    """Number (from 1) and text of every line that is not blank. Raises `Damaged`."""
     number = 0
     for block in _blocks(path):
         if block is None:
@@ -80,8 +80,9 @@ def read_objects(path: Path, damage: Damage) -> Iterator[tuple[int, dict[str, An
             record = loads(line)
         except BAD_JSON:
             reason = f"{path}:{number}: line is not JSON, expected one object per line ({_DAMAGED})"
-            records, whole = _whole_objects(line)
-            if not whole:
+            # What a file system had not yet written when the power failed reads as null bytes.
+            records, whole = _whole_objects(line.strip("\0"))
+            if not (records and whole):
                 damage.leave_out(path, reason)
             yield from ((number, record) for record in records)
             continue
@@ -228,32 +229,21 @@ def _text_pieces(path: Path) -> Iterator[str]:
 
 
 def _lines(path: Path, block: bytes, number: int, damage: Damage) -> list[str]:
-    """The lines of a block that begins with line `number`; a damaged one is empty."""
-    if b"\0" not in block:
-        try:
-            return block.decode().removesuffix("\n").split("\n")
-        except UnicodeDecodeError:
-            pass
-    found = []
-    for place, line in enumerate(block.removesuffix(b"\n").split(b"\n"), number):
-        text, reason = _decoded(line)
-        if reason:
-            damage.seen += 1
-            damage.leave_out(path, f"{path}:{place}: line {reason} ({_DAMAGED})")
-        found.append(text)
-    return found
-
-
-def _decoded(line: bytes) -> tuple[str, str]:
-    """Its text, or none and why."""
-    # What a file system had not yet written when the power failed reads as null bytes, before what came next.
-    text = line.strip(b"\0")
-    if b"\0" in text or (line and not text):
-        return "", "has null bytes"
+    """The lines of a block that begins with line `number`; one that is no text is empty."""
     try:
-        return text.decode(), ""
+        return block.decode().removesuffix("\n").split("\n")
     except UnicodeDecodeError:
-        return "", "is not UTF-8 text"
+        lines = enumerate(block.removesuffix(b"\n").split(b"\n"), number)
+        return [_text(line, f"{path}:{place}", path, damage) for place, line in lines]
+
+
+def _text(line: bytes, place: str, path: Path, damage: Damage) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        damage.seen += 1
+        damage.leave_out(path, f"{place}: line is not UTF-8 text ({_DAMAGED})")
+        return ""
 
 
 def _blocks(path: Path) -> Iterator[bytes | None]:

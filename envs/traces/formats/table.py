@@ -83,7 +83,7 @@ def read_table(path: Path, wanted: Sequence[Column], silent: Sequence[str] = ())
             raise TraceError(f"{path}: {key} are numbers in some lines and dates in others, expected one of the two")
     columns = {key: np.concatenate(parts) if parts else np.zeros(0) for key, parts in pieces.items()}
     unused = Unused(name for name in header if not name.strip() or plain_name(name) in map(plain_name, silent))
-    unused.note(name for place, name in enumerate(header) if place not in places)
+    unused.note([name for place, name in enumerate(header) if place not in places])
     return Table(columns, np.frombuffer(lines, np.int64), damage.notices() + unused.notices(path))
 
 
@@ -150,14 +150,18 @@ def _records(path: Path, damage: Damage) -> Iterator[tuple[int, int, list[str]]]
 
     def texts() -> Iterator[str]:
         nonlocal number
-        for number, line in lines:  # noqa: B007
-            yield line
+        for number, line in lines:
+            if "\0" in line:
+                damage.leave_out(path, f"{path}:{number}: line has null bytes (the line is damaged)")
+            else:
+                yield line
 
     lines = read_lines(path, damage)
     number, first = next(lines, (0, ""))
     if not (header := split_header(first)):
         raise TraceError(f"{path}:{number}: line is no csv (the file is damaged or of another format)")
     yield number, 1, header
+    damage.seen = 0
     reader, begun = csv.reader(texts(), delimiter=_delimiter(first)), number
     while True:
         try:
