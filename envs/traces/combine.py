@@ -1,6 +1,6 @@
 """Traces made of traces: merge, concatenate, scale, thin. Sessions, their sub-agents and what prompts share stay.
 
-Arrivals that were rounded to buckets are spread over them first, by a fixed seed: between those of another trace, or on
+Arrivals that were rounded to buckets are spread over them first, always alike: between those of another trace, or on
 another clock, nobody could tell any more that they were rounded.
 """
 

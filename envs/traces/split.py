@@ -41,7 +41,9 @@ def _between_buckets(trace: Trace, mark_s: float) -> float:
     starts_s, width_s = buckets_of(trace.arrival_s, trace.clock)
     edge_s = float(starts_s[0]) + mark_s
     start_s = float(starts_s[np.searchsorted(starts_s, edge_s, side="right") - 1])
-    return start_s if edge_s < start_s + width_s else edge_s
+    if edge_s >= start_s + width_s:
+        return edge_s
+    return start_s + width_s * (edge_s - start_s > width_s / 2)
 
 
 def sources(trace: Trace) -> np.ndarray:

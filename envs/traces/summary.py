@@ -9,8 +9,6 @@ from hbmgym.envs.traces.regime import Regime, judge
 from hbmgym.envs.traces.reuse import found_tokens
 from hbmgym.envs.traces.trace import Trace
 
-_SEED = 0
-
 
 def describe(trace: Trace) -> list[tuple[str, str]]:
     """Label and text of each line; the last ones are the loader's notices."""
@@ -26,8 +24,9 @@ def describe(trace: Trace) -> list[tuple[str, str]]:
 
 
 def arrivals_apart(trace: Trace) -> np.ndarray:
-    """Sorted arrivals; those that were rounded to buckets are spread over them, by a fixed seed."""
-    return spread(trace.arrival_s, trace.clock, np.random.default_rng(_SEED))
+    """Sorted arrivals; those that were rounded to buckets are spread over them, always alike for one trace."""
+    # Two traces that share their draws would meet in every bucket.
+    return spread(trace.arrival_s, trace.clock, np.random.default_rng(int(trace.file_digest, 16)))
 
 
 def _ids(trace: Trace) -> str:
