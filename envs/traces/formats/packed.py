@@ -35,5 +35,7 @@ def _zstd(path: Path) -> Any:
     try:
         return importlib.import_module(ZSTD)
     except ModuleNotFoundError as error:
-        remedy = "run pip install backports.zstd, or unpack the file"
-        raise TraceError(f"{path}: is compressed with zst, which Python reads from 3.14 on ({remedy})") from error
+        remedy = "run pip install backports.zstd, which the extra zst has too, or unpack the file"
+        raise TraceError(
+            f"{path}: is compressed with zst, which Python itself reads from 3.14 on ({remedy})"
+        ) from error
