@@ -222,7 +222,7 @@ def test_a_line_with_a_bad_value_is_left_out_and_named(tmp_path, change, said):
     path = log.write(tmp_path / "log")
     trace = load_trace(path)
     assert trace.output_tokens.tolist() == [200, 50, 70]
-    assert trace.notices[0].startswith(f"{path}: left out 1 of 8 lines that are damaged, the first: {path}:3: {said}")
+    assert trace.notices[0].startswith(f"{path}: damaged lines are left out: 1 of 8; the first: {path}:3: {said}")
 
 
 def test_where_most_lines_have_a_bad_value_the_first_is_refused(tmp_path):

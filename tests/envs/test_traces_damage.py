@@ -61,7 +61,7 @@ def test_a_damaged_line_costs_itself_alone_and_is_named(tmp_path, bad, where):
     trace = load_trace(path)
     assert trace.output_tokens.tolist() == list(range(1, 9))
     (notice,) = trace.notices
-    assert notice.startswith(f"{path}: left out 1 of 9 lines that are damaged, the first: {path}:{where + 1}: line ")
+    assert notice.startswith(f"{path}: damaged lines are left out: 1 of 9; the first: {path}:{where + 1}: line ")
 
 
 @pytest.mark.parametrize("glue", ["", " ", "\0" * 40])
@@ -80,7 +80,7 @@ def test_a_record_that_follows_a_cut_one_on_its_line_is_read(tmp_path, cut):
     path = write(tmp_path / "a", *lines[:3], lines[3][:cut] + lines[4], lines[5])
     trace = load_trace(path)
     assert trace.output_tokens.tolist() == [1, 2, 3, 5, 6]
-    assert "left out 1 of 5 lines" in trace.notices[0]
+    assert "damaged lines are left out: 1 of 5" in trace.notices[0]
 
 
 def test_an_overlong_line_is_passed_over(tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_an_overlong_line_is_passed_over(tmp_path, monkeypatch):
         path = write(tmp_path / "a", *lines[:3], '{"x": "' + "y" * 3000 + '"}', *lines[3:])
         trace = load_trace(path)
         assert trace.output_tokens.tolist() == [1, 2, 3, 4, 5, 6]
-        assert f"left out 1 of 7 lines that are damaged, the first: {path}:4: line is longer" in trace.notices[0]
+        assert f"damaged lines are left out: 1 of 7; the first: {path}:4: line is longer" in trace.notices[0]
 
 
 @pytest.mark.parametrize(("sound", "bad", "read"), [(1, 1, True), (1, 2, False), (10, 10, True), (100, 12, False)])
@@ -147,7 +147,7 @@ def test_a_csv_row_with_other_cells_than_the_header_costs_itself_alone(tmp_path,
         return
     trace = load_trace(path)
     assert trace.output_tokens.tolist() == list(range(1, 9))
-    assert f"left out 1 of 9 lines that are damaged, the first: {path}:{where}" in trace.notices[0]
+    assert f"damaged lines are left out: 1 of 9; the first: {path}:{where}" in trace.notices[0]
 
 
 def test_a_csv_row_may_end_in_empty_cells(tmp_path):
@@ -172,7 +172,7 @@ def test_the_damaged_lines_of_a_folder_of_logs_are_counted_together(tmp_path):
         write_bytes(tmp_path / "p" / f"{name}.jsonl", "\n".join(renamed).encode())
     trace = load_trace(tmp_path)
     assert np.bincount(trace.session_id).tolist() == [2, 3, 3, 3]
-    assert f"{tmp_path}: left out 3 of 25 lines in 3 files that are damaged, the first: " in trace.notices[0]
+    assert f"{tmp_path}: damaged lines are left out: 3 of 25, in 3 files; the first: " in trace.notices[0]
     assert f"{tmp_path / 'p' / 'cut.jsonl'}:6: line is not JSON" in trace.notices[0]
 
 
@@ -249,7 +249,7 @@ def test_damaged_files_of_a_folder_of_sessions_are_left_out(tmp_path):
     (tmp_path / "b.json").write_text(text[: len(text) // 2])
     trace = load_trace(tmp_path)
     assert len(trace) == 2
-    assert "left out 1 of 3 sessions that are damaged, the first" in trace.notices[0]
+    assert "damaged sessions are left out: 1 of 3; the first" in trace.notices[0]
     assert f"{tmp_path / 'b.json'}:" in trace.notices[0]
     for name in "ac":
         (tmp_path / f"{name}.json").write_text(text[: len(text) // 2])
@@ -291,7 +291,7 @@ def test_a_damaged_conversation_is_left_out(tmp_path, bad):
     path.write_text(json.dumps([talk("a b c", "d"), bad]))
     trace = load_trace(path)
     assert tokens(trace) == [(4, 1)]
-    assert f"left out 1 of 2 conversations that are damaged, the first: {path}:conversation 1" in trace.notices[0]
+    assert f"damaged conversations are left out: 1 of 2; the first: {path}:conversation 1" in trace.notices[0]
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_a_call_of_a_tool_is_said_too(tmp_path):
 def test_a_cut_last_line_of_conversations_is_left_out(tmp_path):
     path = write(tmp_path / "a", *[json.dumps(talk("a b c", "d"))] * 5, json.dumps(talk("a b c", "d"))[:50])
     assert len(load_trace(path)) == 5
-    assert "left out 1 of 6 conversations that are damaged" in load_trace(path).notices[0]
+    assert "damaged conversations are left out: 1 of 6" in load_trace(path).notices[0]
 
 
 # Fields that nobody reads
@@ -417,7 +417,7 @@ def test_a_compressed_log_that_breaks_off_is_left_out_of_its_folder(tmp_path):
     write_bytes(tmp_path / "b.jsonl.gz", content[: len(content) * 3 // 4])
     trace = load_trace(tmp_path)
     assert len(trace) == 3
-    assert "b.jsonl.gz: cannot be unpacked: " in trace.notices[0] and "left out 1 of " in trace.notices[0]
+    assert "b.jsonl.gz: cannot be unpacked: " in trace.notices[0] and "are left out: 1 of " in trace.notices[0]
 
 
 def test_zst_without_its_package_says_what_to_install(tmp_path, monkeypatch):

@@ -58,11 +58,9 @@ class Damage:
             return []
         if 2 * self._total > self.seen or self._total > max(FEW, MAX_SHARE * self.seen):
             raise self._too_much()
-        files = f" in {len(self._damaged):,} files" if len(self._damaged) > 1 else ""
-        return [f"{self._path}: left out {self._counted()}{files} that are damaged, the first: {self._first}"]
-
-    def _counted(self) -> str:
-        return f"{self._total:,} of {self.seen:,} {self._unit}"
+        files = f", in {len(self._damaged):,} files" if len(self._damaged) > 1 else ""
+        found = f"{self._total:,} of {self.seen:,}{files}"
+        return [f"{self._path}: damaged {self._unit} are left out: {found}; the first: {self._first}"]
 
     def _too_much(self) -> TraceError:
-        return TraceError(f"{self._first}; {self._counted()} are damaged")
+        return TraceError(f"{self._first}; {self._total:,} of {self.seen:,} {self._unit} are damaged")

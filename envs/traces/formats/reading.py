@@ -231,9 +231,9 @@ def _text_pieces(path: Path) -> Iterator[str]:
 def _lines(path: Path, block: bytes, number: int, damage: Damage) -> list[str]:
     """The lines of a block that begins with line `number`; one that is no text is empty."""
     try:
-        return block.decode().removesuffix("\n").split("\n")
+        return block.decode().split("\n")
     except UnicodeDecodeError:
-        lines = enumerate(block.removesuffix(b"\n").split(b"\n"), number)
+        lines = enumerate(block.split(b"\n"), number)
         return [_text(line, f"{path}:{place}", path, damage) for place, line in lines]
 
 
@@ -247,20 +247,20 @@ def _text(line: bytes, place: str, path: Path, damage: Damage) -> str:
 
 
 def _blocks(path: Path) -> Iterator[bytes | None]:
-    """The file in pieces of whole lines; None for a line that is too long."""
+    """The file in pieces of whole lines, without the last one's end; None for a line that is too long."""
     rest, first, skipping = b"", True, False
     for chunk in _chunks(path):
         rest += chunk
         if first and chunk and len(rest) < len(_MARK):
             continue
         rest, first = rest.removeprefix(_MARK) if first else rest, False
-        cut = rest.rfind(b"\n") + 1 if chunk else len(rest)
-        if skipping and cut:
-            passed = rest.find(b"\n") + 1 or len(rest)
-            rest, cut, skipping = rest[passed:], cut - passed, False
-        if cut:
-            yield rest[:cut]
-            rest = rest[cut:]
+        passed = rest.find(b"\n") + 1 if chunk else len(rest)
+        if skipping and passed:
+            rest, skipping = rest[passed:], False
+        end = rest.rfind(b"\n") if chunk else len(rest)
+        if end >= 0 and (chunk or rest):
+            yield rest[:end]
+            rest = rest[end + 1 :]
         if len(rest) > MAX_LINE:
             if not skipping:
                 yield None
