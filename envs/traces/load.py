@@ -23,7 +23,7 @@ from hbmgym.envs.traces.formats.table import DELIMITERS, plain_name, split_heade
 from hbmgym.envs.traces.trace import Trace, TraceError
 from hbmgym.envs.traces.validate import refuse
 
-MAX_FILES = 100_000
+MAX_FILES, MAX_RECORDS = 100_000, 50
 _ZIP = b"PK\x03\x04"
 _WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?|[][{}]')
@@ -114,7 +114,7 @@ def _keys(head: bytes, text: str) -> Iterator[Set[str]]:
         yield _first_keys(text)
         if "\n{" not in text:
             return
-    yield from (record.keys() for record in head_objects(head))
+    yield from (record.keys() for record in islice(head_objects(head), MAX_RECORDS))
 
 
 def _is_object(line: str) -> bool:

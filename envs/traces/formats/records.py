@@ -16,13 +16,15 @@ from hbmgym.envs.traces.validate import MAX_SECONDS, refuse
 
 MAX_TOKENS = 2**31 - 1
 _MISSING = frozenset({"", "nan", "null", "none", "n/a", "na", "<na>"})
+_SHORT = 8
+"""Longer texts need no closer look, which would take as long as reading them."""
 Record = Mapping[str, Any]
 
 
 def is_missing(value: Any) -> bool:
     """Whether a value says that there is none: null and NaN, as such or as texts, and an empty text."""
     if type(value) is str:
-        return value.strip().lower() in _MISSING
+        return (len(value) < _SHORT or value.isspace()) and value.strip().lower() in _MISSING
     return value is None or value != value
 
 

@@ -82,7 +82,8 @@ def _requests(conversation: Any, place: str) -> Iterator[tuple[int, int]]:
         refuse_value(place, field, messages, "a list of messages")
     said = 0
     for number, message in enumerate(messages):
-        tokens = count_tokens(_text(message, f"{place}, message {number}"))
+        value = message.get("value") if type(message) is dict else None
+        tokens = count_tokens(value if type(value) is str else _text(message, f"{place}, message {number}"))
         if said and message.get("from", message.get("role")) in _REPLIES:
             yield said, max(1, tokens)
         said = min(said + tokens, MAX_TOKENS)
