@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from hbmgym.envs.platforms import PLATFORMS
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.traces.__main__ import main
 from hbmgym.envs.traces.combine import concatenate, merge, scale, thin
@@ -21,6 +22,7 @@ from hbmgym.envs.traces.summary import arrivals_apart
 from hbmgym.envs.traces.trace import Trace, TraceError
 from hbmgym.envs.workload import open_workloads
 from hbmgym.eval import compare
+from hbmgym.eval.opportunities.cases import cases
 
 from ..eval.traffic import HBM_GIB, MODEL
 from .test_traces_inspect import run
@@ -156,6 +158,14 @@ def test_a_workload_and_an_environment_are_told(tmp_path):
         env.reset(seed=0)
         for rows in (workload.episode("train", 0).rows, env.unwrapped.episode.rows):
             assert (np.diff(rows["arrival_s"]) == 0).any() != wanted
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_case_of_the_opportunity_map_is_told(tmp_path, wanted):
+    path = rounded(tmp_path / "a.jsonl")
+    (case,) = cases((), (str(path),), PLATFORMS[:1], wanted)
+    rows = case.workload().episode("train", 0).rows
+    assert (np.diff(rows["arrival_s"]) == 0).any() != wanted
 
 
 def test_convert_keeps_what_the_source_was(tmp_path, capsys):
