@@ -111,6 +111,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     | `part`                    | `"train"`      | range of seeds, and part of a recorded trace                      |
     | `load`                    | 1.0            | multiplies the arrival rate                                       |
     | `loop`                    | `"open"`       | `"closed"`: a turn follows the end of the turn before             |
+    | `spread`                  | True           | spread arrivals that a trace's format is known to round           |
     | `backend`                 | `"accounting"` | who executes the op log; never changes a result                   |
     | `check`                   | False          | verify every invariant after every window                         |
     | `render_mode`             | None           | `"ansi"` (one line) or `"rgb_array"` (figure of the episode)      |
@@ -118,7 +119,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     | `absolute`                | set by the id  | the second row of the action table                                |
     | `randomise_initial_share` | False          | see starting state; for training                                  |
     | `references`              | None           | (kv_share, mean cost) of a fixed split by name of workload        |
-    | `workload`                | None           | `Workload` object or several, in place of scenario to loop        |
+    | `workload`                | None           | `Workload` object or several, in place of scenario to spread        |
 
     All but `workload` can be written as JSON. Wrong ones raise a one-line ValueError.
 
@@ -142,6 +143,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         part: Part = "train",
         load: float = 1.0,
         loop: Loop = "open",
+        spread: bool = True,
         backend: str = "accounting",
         check: bool = False,
         render_mode: str | None = None,
@@ -158,7 +160,9 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         self.core = Core(config, backend=backend, check=check)
         if workload is None:
             scenarios, traces = _listed(scenario), _listed(trace)
-            self._workloads = open_workloads(config, scenarios=scenarios, traces=traces, load=load, loop=loop)
+            self._workloads = open_workloads(
+                config, scenarios=scenarios, traces=traces, load=load, loop=loop, spread=spread
+            )
         else:
             self._workloads = list(workload) if isinstance(workload, Sequence) else [workload]
         self.workload = self._workloads[0]

@@ -8,7 +8,7 @@ from typing import Protocol
 from hbmgym.envs.calibration import class_rate, class_rates
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.traces.avmp_traffic import PaperTraffic, find_traffic
-from hbmgym.envs.traces.compose import compose, compose_generated
+from hbmgym.envs.traces.compose import LEAST_LOAD, MOST_LOAD, compose, compose_generated
 from hbmgym.envs.traces.episode import LOOPS, Episode, Loop
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import find_scenario, generate, generate_class
@@ -16,7 +16,6 @@ from hbmgym.envs.traces.seeds import Part, check_seed
 from hbmgym.envs.traces.trace import Trace
 
 DEFAULT_SCENARIO = "mix-shift"
-LEAST_LOAD, MOST_LOAD = 1e-3, 1e3
 LEAST_TICK_S, MOST_TICK_S = 1e-4, 1e4
 WARMUP_S = 300.0
 MEASURED_S = 1500.0
@@ -112,11 +111,13 @@ def open_workloads(
     load: float = 1.0,
     tick_s: float | None = None,
     loop: Loop = "open",
+    spread: bool = True,
 ) -> list[Workload]:
     """One workload per scenario and per trace file; the default scenario if there is neither.
 
     `tick_s`: how long a tick of the avmp- scenarios lasts at load 1; None has it calibrated like other rates.
     `loop`: whether turns arrive on the trace's clock or follow the end of the turn before (closed).
+    `spread`: whether arrivals that a trace's format rounds are spread again (`load_trace`).
     A scenario whose rates are not known for this configuration is calibrated first, once, which takes about a minute.
     """
     if not LEAST_LOAD <= load <= MOST_LOAD:
@@ -124,7 +125,7 @@ def open_workloads(
     if loop not in LOOPS:
         raise ValueError(f"loop is {loop!r}, expected one of: {', '.join(LOOPS)}")
     scenarios = scenarios if scenarios or traces else (DEFAULT_SCENARIO,)
-    recorded = [TraceWorkload(load_trace(Path(path)), load, config.page_tokens, loop) for path in traces]
+    recorded = [TraceWorkload(load_trace(path, spread=spread), load, config.page_tokens, loop) for path in traces]
     traffic = {name: found for name in scenarios if (found := find_traffic(name)) is not None}
     for name in scenarios:
         if name not in traffic:

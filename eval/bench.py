@@ -26,6 +26,7 @@ from hbmgym.controllers.observation import OBSERVATION_SIZE
 from hbmgym.controllers.registry import MOVING_CONTROLLERS, make_controller
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
+from hbmgym.envs.traces.jitter import SPREAD
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.workload import open_workloads
 from hbmgym.eval.bench_engine import (
@@ -39,6 +40,7 @@ from hbmgym.eval.bench_engine import (
 )
 from hbmgym.eval.bench_memory import measure_memory
 from hbmgym.eval.cells import write_json
+from hbmgym.eval.options import say_notices
 
 AT_LEAST = {
     "chat_requests_per_cpu_s": 300_000,
@@ -84,6 +86,7 @@ class BenchOptions:
     )
     repeats: int = option(3, "times each part is measured; medians are printed")
     trace: str = option("", "recorded trace that part engine replays as well, e.g. a session library")
+    spread: bool = option(True, SPREAD)
     out: str = option("", "file for the figures as JSON")
 
 
@@ -205,10 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.repeats < 1:
             raise ValueError(f"--repeats is {options.repeats}, expected an integer >= 1")
         if options.trace:
-            load_trace(Path(options.trace))
+            say_notices([load_trace(options.trace, spread=options.spread)])
     figures: Figures = {}
     for name in options.parts or PARTS:
-        runs = [_measure(name, options.trace) for _ in range(options.repeats)]
+        runs = [_measure(name, options.trace, options.spread) for _ in range(options.repeats)]
         for key in runs[0]:
             figures[key] = statistics.median(run[key] for run in runs)
             print(_line(key, figures[key], [run[key] for run in runs]), flush=True)
@@ -216,9 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_json(Path(options.out), figures)
 
 
-def _measure(name: str, trace: str) -> Figures:
+def _measure(name: str, trace: str, spread: bool) -> Figures:
     figures = PARTS[name]()
-    return figures | measure_trace(trace) if name == "engine" and trace else figures
+    return figures | measure_trace(trace, spread) if name == "engine" and trace else figures
 
 
 def _line(key: str, value: float, runs: Sequence[float]) -> str:

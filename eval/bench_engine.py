@@ -55,13 +55,13 @@ def measure_engine() -> Figures:
     }
 
 
-def measure_trace(path: str) -> Figures:
+def measure_trace(path: str, spread: bool) -> Figures:
     """The same figures for a recorded trace, at a load that one GPU can serve.
 
     And the most memory that loading it and making the episode take, against its page references at 4 bytes each.
     """
     tracemalloc.start()
-    trace = load_trace(Path(path))
+    trace = load_trace(path, spread=spread)
     workload = TraceWorkload(trace, TRACE_LOAD, ServingConfig().page_tokens)
     episode = workload.episode("train", 0)
     _, peak = tracemalloc.get_traced_memory()

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from hbmgym.envs.platforms import PLATFORMS, find_platform
 from hbmgym.envs.serving.core import make_layout, setup_hash
+from hbmgym.envs.traces.jitter import SPREAD
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
 from hbmgym.envs.traces.seeds import seeds_for
@@ -37,6 +38,7 @@ from hbmgym.eval.opportunities.cases import Case, cases
 from hbmgym.eval.opportunities.figure import draw_map
 from hbmgym.eval.opportunities.measure import FIGURES, measure
 from hbmgym.eval.opportunities.verdict import OFFSETS, CaseResult, Interval
+from hbmgym.eval.options import say_notices
 from hbmgym.eval.rollout import cell_hash
 from hbmgym.eval.statics import UNSERVED
 from hbmgym.eval.table import UNBOUNDED_WIDTH
@@ -57,6 +59,7 @@ class OpportunityOptions:
 
     scenario: tuple[str, ...] = option((), "scenario, repeatable (default: all, unless traces are given)")
     trace: tuple[str, ...] = option((), "recorded trace, repeatable; its load is calibrated", metavar="PATH")
+    spread: bool = option(True, SPREAD)
     platform: tuple[str, ...] = option(
         (), f"model@gpu or model@gpu@GiB, repeatable (default: {', '.join(p.name for p in PLATFORMS)})"
     )
@@ -90,11 +93,11 @@ def _cases(options: OpportunityOptions) -> list[Case]:
         raise ValueError(f"--seeds {options.seeds} and --jobs {options.jobs} must be at least 1")
     for name in options.scenario:
         find_scenario(name)
-    for path in options.trace:
-        load_trace(Path(path))
+    traces = [load_trace(path, spread=options.spread) for path in options.trace]
     platforms = [find_platform(name) for name in options.platform] or list(PLATFORMS)
     scenarios = options.scenario or (() if options.trace else tuple(SCENARIOS))
-    return cases(scenarios, options.trace, platforms)
+    say_notices(traces)
+    return cases(scenarios, options.trace, platforms, options.spread)
 
 
 def _calibrated(chosen: Sequence[Case]) -> list[Case]:

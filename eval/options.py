@@ -1,7 +1,7 @@
 """The flags that training and comparison share: what is served, on what, under which traffic."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +11,22 @@ from hbmgym.envs.serving.constants import LOADED
 from hbmgym.envs.serving.costs import read_costs
 from hbmgym.envs.traces.avmp_traffic import PAPER_SCENARIOS
 from hbmgym.envs.traces.episode import LOOPS
+from hbmgym.envs.traces.jitter import SPREAD
 from hbmgym.envs.traces.pages import output_id_fraction
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.seeds import Part
+from hbmgym.envs.traces.trace import Trace
 from hbmgym.envs.workload import DEFAULT_SCENARIO, PaperTrafficWorkload, TraceWorkload, Workload, open_workloads
 from hbmgym.memory_backend.pricing import PRICE_MODES, PricedAdmission
 
 _DEFAULTS = ServingConfig()
+
+
+def say_notices(traces: Iterable[Trace]) -> None:
+    """Print what was repaired, left out or estimated of traces, and whose arrivals are spread."""
+    for trace in traces:
+        for notice in trace.all_notices:
+            print(f"{trace.name}: {notice}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class ServingOptions:
     trace: tuple[str, ...] = option(
         (),
         "trace, repeatable: compact npz; jsonl of Mooncake, AIPerf or Qwen-Bailian; csv of Azure or BurstGPT; session "
-        "files of kv-cache-tester or Claude Code, or a folder of them; ShareGPT json; for other csv see "
+        "files of kv-cache-tester or Claude Code, or a folder of them; ShareGPT json; all also compressed; other csv: "
         "`python -m hbmgym.envs.traces convert --help`",
         metavar="PATH",
     )
@@ -42,6 +51,7 @@ class ServingOptions:
     hbm_gib: float = option(_DEFAULTS.hbm_gib, "GiB of HBM for both pools together, on each GPU")
     load: float = option(1.0, "multiplies the arrival rate; 1 is as recorded, or as calibrated")
     loop: str = option("open", "open: fixed arrivals; closed: a turn follows the end of the turn before", choices=LOOPS)
+    spread: bool = option(True, SPREAD)
     tick_s: float = option(0.0, "seconds per tick of the avmp- scenarios at load 1; 0 calibrates it")
     kv_dtype: str = option(_DEFAULTS.kv_dtype, "dtype of the KV cache: bf16 or fp8")
     state_dtype: str = option(_DEFAULTS.state_dtype, "dtype of the recurrent state: fp32 or bf16")
@@ -91,6 +101,7 @@ class ServingOptions:
             load=self.load,
             tick_s=self.tick_s or None,
             loop=self.loop,  # type: ignore[arg-type]
+            spread=self.spread,
         )
 
     def announce(self, workloads: Sequence[Workload], part: Part, seed: int) -> None:
@@ -100,10 +111,9 @@ class ServingOptions:
             if isinstance(workload, PaperTrafficWorkload):
                 print(f"{workload.name}: a tick lasts {workload.tick_s:.4g} s", file=sys.stderr)
             if isinstance(workload, TraceWorkload):
+                say_notices([workload.trace])
                 share = output_id_fraction(episode)
-                notices = (*workload.trace.notices, f"{share:.0%} of the rows have ids for what they generate")
-                for notice in notices:
-                    print(f"{workload.name}: {notice}", file=sys.stderr)
+                print(f"{workload.name}: {share:.0%} of the rows have ids for what they generate", file=sys.stderr)
         for notice in self._notices_of_times():
             print(notice, file=sys.stderr)
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hbmgym.controllers.registry import make_controller
+from hbmgym.envs.traces.jitter import SPREAD
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.traces.trace import TraceError
 from hbmgym.eval.cells import claim_folder, whole_or_gone, write_json
@@ -42,6 +43,7 @@ class RegretOptions:
     trace: tuple[str, ...] = option(
         (), "recorded trace that the map has by its name, repeatable; its load is calibrated", metavar="PATH"
     )
+    spread: bool = option(True, SPREAD)
     map: str = option(MAP, "map.json of eval/opportunity.py", metavar="PATH")
     share_error: bool = option(
         False,
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with user_errors():
         names = _names(options)
         seeds = seeds_for("validation", options.seeds)
-        chosen = sane_cases(Path(options.map), options.platform, options.scenario, options.trace)
+        chosen = sane_cases(Path(options.map), options.platform, options.scenario, options.trace, options.spread)
         if options.out:
             claim_folder(Path(options.out))
     progress = options.progress and sys.stderr.isatty()

@@ -96,7 +96,7 @@ def _scaled_workload(options: TrainOptions, config: ServingConfig) -> Workload:
     """The run's first workload at the load that the scaled budget can carry."""
     loop: Loop = options.loop  # type: ignore[assignment]
     if options.trace and not options.scenario:
-        trace = load_trace(Path(options.trace[0]))
+        trace = load_trace(options.trace[0], spread=options.spread)
         return TraceWorkload(trace, trace_load(trace, config), config.page_tokens, loop)
     return open_workloads(config, scenarios=options.scenario[:1], loop=loop)[0]
 

@@ -18,6 +18,7 @@ from hbmgym.cli import fail, option, parse_options, user_errors, words
 from hbmgym.envs.traces.combine import concatenate, merge, scale, thin
 from hbmgym.envs.traces.formats.compact import compact_bytes
 from hbmgym.envs.traces.formats.generic_csv import KEYS, parse_columns
+from hbmgym.envs.traces.jitter import SPREAD
 from hbmgym.envs.traces.load import recognise
 from hbmgym.envs.traces.summary import describe
 from hbmgym.envs.traces.trace import Trace
@@ -34,6 +35,7 @@ class InspectOptions:
     path: tuple[str, ...] = words("trace file, or a folder of session files", metavar="PATH")
     columns: str = option("", _COLUMNS, metavar="COLUMNS")
     out: str = option("", "also draw it, to this PNG file", metavar="FILE")
+    spread: bool = option(True, SPREAD)
 
     def __post_init__(self) -> None:
         _check_one("inspect", self.path)
@@ -48,6 +50,7 @@ class ConvertOptions:
 
     paths: tuple[str, ...] = words("trace file or folder of session files, and the npz to write", metavar="PATH")
     columns: str = option("", _COLUMNS, metavar="COLUMNS")
+    spread: bool = option(True, SPREAD)
 
     def __post_init__(self) -> None:
         if len(self.paths) != 2:
@@ -61,6 +64,7 @@ class CombineOptions:
 
     paths: tuple[str, ...] = words("trace files, or folders of session files", metavar="PATH")
     out: str = option("", _OUT, metavar="OUT.npz")
+    spread: bool = option(True, SPREAD)
 
     def __post_init__(self) -> None:
         _check_new(self.out)
@@ -73,6 +77,7 @@ class ScaleOptions:
     path: tuple[str, ...] = words("trace file", metavar="PATH")
     load: float = option(1.0, "multiplies the rate at which requests arrive")
     out: str = option("", _OUT, metavar="OUT.npz")
+    spread: bool = option(True, SPREAD)
 
     def __post_init__(self) -> None:
         _check_one("scale", self.path)
@@ -87,6 +92,7 @@ class ThinOptions:
     keep: float = option(1.0, "probability with which a session stays")
     seed: int = option(0, "of the draw")
     out: str = option("", _OUT, metavar="OUT.npz")
+    spread: bool = option(True, SPREAD)
 
     def __post_init__(self) -> None:
         _check_one("thin", self.path)
@@ -97,7 +103,7 @@ def inspect(arguments: Sequence[str]) -> None:
     """Print what a trace holds."""
     options = parse_options(InspectOptions, "Print, and draw, what a trace holds.", arguments)
     with user_errors(OSError):
-        name, trace = _load(options.path[0], options.columns)
+        name, trace = _load(options.path[0], options.spread, options.columns)
         for label, text in [("format", name), *describe(trace)]:
             print(f"{label:<25}{text}")
         if options.out:
@@ -111,7 +117,7 @@ def convert(arguments: Sequence[str]) -> None:
     """Write a trace in the compact format."""
     options = parse_options(ConvertOptions, "Write a trace in the compact format.", arguments)
     with user_errors(OSError):
-        name, trace = _load(options.paths[0], options.columns)
+        name, trace = _load(options.paths[0], options.spread, options.columns)
         _write(trace, options.paths[1])
     print(f"{options.paths[1]}: {len(trace):,} rows of {name}")
 
@@ -120,19 +126,19 @@ def combine(verb: str, arguments: Sequence[str]) -> None:
     """Write the trace that several make together."""
     make = {"merge": merge, "concatenate": concatenate}[verb]
     options = parse_options(CombineOptions, _summary(make), arguments)
-    _make(options.out, lambda: make([_load(path, "")[1] for path in options.paths]))
+    _make(options.out, lambda: make([_load(path, options.spread)[1] for path in options.paths]))
 
 
 def rescale(arguments: Sequence[str]) -> None:
     """Write a trace at another rate."""
     options = parse_options(ScaleOptions, _summary(scale), arguments)
-    _make(options.out, lambda: scale(_load(options.path[0], "")[1], options.load))
+    _make(options.out, lambda: scale(_load(options.path[0], options.spread)[1], options.load))
 
 
 def thin_out(arguments: Sequence[str]) -> None:
     """Write a part of a trace's sessions."""
     options = parse_options(ThinOptions, _summary(thin), arguments)
-    _make(options.out, lambda: thin(_load(options.path[0], "")[1], options.keep, options.seed))
+    _make(options.out, lambda: thin(_load(options.path[0], options.spread)[1], options.keep, options.seed))
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
@@ -157,9 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"the command is {' '.join(given[:1]) or 'missing'}, expected one of {expected} (see --help)")
 
 
-def _load(path: str, columns: str) -> tuple[str, Trace]:
+def _load(path: str, spread: bool, columns: str = "") -> tuple[str, Trace]:
     found = recognise(Path(path), parse_columns(columns) if columns else None)
-    return found.name, found.load(Path(path))
+    return found.name, found.read(Path(path), spread)
 
 
 def _make(out: str, make: Callable[[], Trace]) -> None:
@@ -172,7 +178,7 @@ def _make(out: str, make: Callable[[], Trace]) -> None:
 
 def _write(trace: Trace, out: str) -> None:
     write_atomically(Path(out), compact_bytes(trace))
-    for notice in trace.notices:
+    for notice in trace.all_notices:
         print(notice, file=sys.stderr)
 
 

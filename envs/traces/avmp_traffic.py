@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from hbmgym.envs.traces.avmp_workloads import PAPER_WORKLOADS, SHAREGPT, PaperRequests, load_prompt_pool
-from hbmgym.envs.traces.jitter import spread
+from hbmgym.envs.traces.jitter import spread_over
 from hbmgym.envs.traces.trace import Trace, TraceError
 
 MAX_REQUESTS = 1_000_000
@@ -53,7 +53,8 @@ class PaperTraffic:
         arrival_s = drawn.arrival * tick_s
         if (np.diff(drawn.arrival) == 0).any():
             # Requests share a tick because that clock is coarse: as with rounded timestamps, none comes with another.
-            arrival_s = spread(arrival_s, tick_s, rng)
+            ticks = drawn.arrival - drawn.arrival[0]
+            arrival_s = spread_over(arrival_s[0] + tick_s * ticks, tick_s, rng)
         arrival_s = arrival_s[arrival_s < span_s]
         if not len(arrival_s):
             raise TraceError(f"{self.name}: 0 requests arrive within {span_s:g} s (a shorter tick, or more load)")

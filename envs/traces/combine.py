@@ -1,6 +1,6 @@
 """Traces made of traces: merge, concatenate, scale, thin. Sessions, their sub-agents and what prompts share stay.
 
-Arrivals that were rounded to buckets are spread over them first, by a fixed seed: between those of another trace, or on
+Arrivals that were rounded to buckets are spread over them first, always alike: between those of another trace, or on
 another clock, nobody could tell any more that they were rounded.
 """
 
@@ -161,9 +161,9 @@ def _built(columns: Columns, trace: Trace, span_s: float | None) -> Trace:
         block_size=trace.block_size,
         path=trace.name,
         where=lambda row: f"{trace.name}:row {row}",
-        notices=trace.notices,
+        notices=trace.all_notices,
         repaired=True,
-        id_file=trace.id_file or trace.digest,
+        id_file=trace.id_file or trace.file_digest,
     )
     return dataclasses.replace(built, span_s=span_s)
 
@@ -172,7 +172,9 @@ def _joined(traces: Sequence[Trace], arrivals_s: Sequence[np.ndarray], name: str
     """All rows at the given arrivals, numbers of rows, sessions, recordings and ids moved apart."""
     block_size = max(trace.block_size for trace in traces)
     # Without ids nothing is known to be shared, not even by two readings of one file.
-    files = [(trace.id_file or trace.digest) if trace.block_size else f"no ids {i}" for i, trace in enumerate(traces)]
+    files = [
+        (trace.id_file or trace.file_digest) if trace.block_size else f"no ids {i}" for i, trace in enumerate(traces)
+    ]
     ids = join([_ids(trace, block_size) for trace in traces], files)
     columns = _apart(traces) | ids | {"arrival_s": np.concatenate(arrivals_s)}
     kind = traces[0].trace_kind
@@ -185,7 +187,7 @@ def _joined(traces: Sequence[Trace], arrivals_s: Sequence[np.ndarray], name: str
         block_size=block_size,
         path=name,
         where=lambda row: f"{name}:row {row}",
-        notices=dict.fromkeys(notice for trace in traces for notice in trace.notices),
+        notices=dict.fromkeys(notice for trace in traces for notice in trace.all_notices),
         repaired=True,
     )
     return dataclasses.replace(joined, span_s=span_s)

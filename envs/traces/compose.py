@@ -15,6 +15,7 @@ from hbmgym.envs.traces.trace import Trace, TraceError
 
 MAX_REFS = 8_000_000
 MIN_MEASURED_S = 300.0
+LEAST_LOAD, MOST_LOAD = 1e-3, 1e3
 START_RANGE = 0.1
 """A seed starts its episode within this leading part of the slice."""
 
@@ -96,7 +97,7 @@ def _select_slice(
     _check_length(trace, part, (1.0 - START_RANGE) * (upper_s - lower_s), load, inside_s)
     start_s = lower_s + rng.uniform(0.0, START_RANGE) * (upper_s - lower_s) + inside_s * load
     origin_s = max(first_s, start_s - warmup_s * load)
-    arrival_s = spread(trace.arrival_s, trace.quantum_s, rng)
+    arrival_s = spread(trace.arrival_s, trace.clock, rng)
     rows = np.flatnonzero((arrival_s >= origin_s) & (arrival_s < upper_s))
     clock_s = (arrival_s[rows] - origin_s) / load
     selection = Selection(rows, np.zeros_like(rows), clock_s)
@@ -106,11 +107,18 @@ def _select_slice(
 def _check_length(trace: Trace, part: Part, slice_s: float, load: float, inside_s: float) -> None:
     """Judged at the latest start, so that a part is usable with all of its seeds or with none."""
     measured_s = slice_s / load - inside_s
-    if measured_s < MIN_MEASURED_S:
-        raise TraceError(
-            f"{trace.name}: part {part!r} measures {measured_s:.0f} s at load {load:g}, expected at least"
-            f" {MIN_MEASURED_S:.0f} s (load <= {slice_s / (MIN_MEASURED_S + inside_s):.3g}, or a longer part or trace)"
-        )
+    if measured_s >= MIN_MEASURED_S:
+        return
+    most = slice_s / (MIN_MEASURED_S + inside_s)
+    remedy = f"load <= {most:.3g}, or a longer part or trace"
+    if most < LEAST_LOAD:
+        span_s = float(trace.arrival_s[-1] - trace.arrival_s[0])
+        when = f"within {span_s:.3g} s" if span_s else "at the same time"
+        remedy = f"its {len(trace):,} requests come {when}: are their times in another unit, or missing?"
+    raise TraceError(
+        f"{trace.name}: part {part!r} measures {max(0.0, measured_s):.0f} s at load {load:g}, expected at least"
+        f" {MIN_MEASURED_S:.0f} s ({remedy})"
+    )
 
 
 def _check_positive(name: str, value: float, *, zero: bool) -> None:

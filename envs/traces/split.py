@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from hbmgym.envs.traces.jitter import snap
+from hbmgym.envs.traces.jitter import buckets_of
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.envs.traces.trace import Trace, TraceError
 
@@ -19,7 +19,7 @@ def split(trace: Trace, part: Part) -> np.ndarray:
         _check_part(part)
         return np.flatnonzero(np.isin(sources(trace), part_sources(trace, part)))
     start_s, end_s = part_bounds(trace, part)
-    arrival_s = snap(trace.arrival_s, trace.quantum_s)
+    arrival_s, _ = buckets_of(trace.arrival_s, trace.clock)
     return np.flatnonzero((arrival_s >= start_s) & (arrival_s < end_s))
 
 
@@ -30,10 +30,20 @@ def part_bounds(trace: Trace, part: Part) -> tuple[float, float]:
         raise TraceError(f"{trace.name}: trace is {trace.trace_kind}, expected open-loop (it is not split by time)")
     first, span = float(trace.arrival_s[0]), trace.end_s - float(trace.arrival_s[0])
     marks = [fraction * span for fraction in _FRACTIONS[part]]
-    if trace.quantum_s:
-        # Edges between buckets: jitter must not move a row into another part.
-        marks = [round(mark / trace.quantum_s) * trace.quantum_s for mark in marks]
-    return first + marks[0], first + marks[1]
+    if not trace.quantum_s:
+        return first + marks[0], first + marks[1]
+    start_s, end_s = (_between_buckets(trace, round(mark / trace.quantum_s) * trace.quantum_s) for mark in marks)
+    return start_s, end_s
+
+
+def _between_buckets(trace: Trace, mark_s: float) -> float:
+    """Where an edge near `mark_s` after the first arrival may lie: spreading must not move a row into another part."""
+    starts_s, width_s = buckets_of(trace.arrival_s, trace.clock)
+    edge_s = float(starts_s[0]) + mark_s
+    start_s = float(starts_s[np.searchsorted(starts_s, edge_s, side="right") - 1])
+    if edge_s >= start_s + width_s:
+        return edge_s
+    return start_s + width_s * (edge_s - start_s > width_s / 2)
 
 
 def sources(trace: Trace) -> np.ndarray:

@@ -5,11 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from hbmgym.envs.traces.jitter import spread
-from hbmgym.envs.traces.regime import Regime, load_per_bin, regime_of
+from hbmgym.envs.traces.regime import Regime, judge
 from hbmgym.envs.traces.reuse import found_tokens
 from hbmgym.envs.traces.trace import Trace
-
-_SEED = 0
 
 
 def describe(trace: Trace) -> list[tuple[str, str]]:
@@ -22,12 +20,13 @@ def describe(trace: Trace) -> list[tuple[str, str]]:
     if (found := found_tokens(trace)) is not None:
         share = found.sum() / trace.input_tokens.sum(dtype=np.int64)
         lines.append(("infinite-cache hit rate", f"{share:.1%} of the prompt tokens"))
-    return lines + [("notice", notice) for notice in trace.notices]
+    return lines + [("notice", notice) for notice in trace.all_notices]
 
 
 def arrivals_apart(trace: Trace) -> np.ndarray:
-    """Sorted arrivals; those that were rounded to buckets are spread over them, by a fixed seed."""
-    return spread(trace.arrival_s, trace.quantum_s, np.random.default_rng(_SEED))
+    """Sorted arrivals; those that were rounded to buckets are spread over them, always alike for one trace."""
+    # Two traces that share their draws would meet in every bucket.
+    return spread(trace.arrival_s, trace.clock, np.random.default_rng(int(trace.file_digest, 16)))
 
 
 def _ids(trace: Trace) -> str:
@@ -53,7 +52,7 @@ def _clock_lines(trace: Trace) -> Iterator[tuple[str, str]]:
     )
     offered = trace.input_tokens.astype(np.float64) + trace.output_tokens
     for label, amount in (("load in tokens", offered), ("load in requests", None)):
-        regime = regime_of(*load_per_bin(arrival_s, amount))
+        regime = judge(arrival_s, amount)
         yield label, _regime(regime) if regime else "too short to judge"
         if regime and amount is None:
             yield "index of dispersion", f"{regime.dispersion:.4g} requests per {regime.bin_s:g} s"

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from hbmgym.envs.traces.coding import expand, write_shortcuts
-from hbmgym.envs.traces.jitter import quantum_of
+from hbmgym.envs.traces.jitter import buckets_of
 
 Kind = Literal["open-loop", "session-library", "generated"]
 
@@ -86,6 +86,8 @@ class Trace:
     """Generated traces: every arrival lies in [0, span_s)."""
     id_file: str = ""
     """Digest of the trace that this one takes its ids from; empty: they are its own."""
+    clock: str = ""
+    """Who recorded the arrivals, as `jitter.CLOCKS` names those that round; empty: they are taken as they are."""
     notices: tuple[str, ...] = ()
     """What the loader repaired, one line each, for the caller to print."""
 
@@ -100,6 +102,13 @@ class Trace:
 
     @cached_property
     def digest(self) -> str:
+        """Of what is played: rows, ids, and whether arrivals are spread."""
+        if not self.quantum_s:
+            return self.file_digest
+        return sha256(f"{self.file_digest} spread over {self.quantum_s} s".encode()).hexdigest()[:16]
+
+    @cached_property
+    def file_digest(self) -> str:
         """Of rows and ids: equal for two readings of one file, whatever its name."""
         found = sha256(f"{self.trace_kind} {self.block_size}".encode())
         for name in (*ROW_COLUMNS, *ID_COLUMNS):
@@ -126,8 +135,17 @@ class Trace:
 
     @cached_property
     def quantum_s(self) -> float:
-        """Width of the buckets that arrivals were rounded to, 0.0 if they were not."""
-        return quantum_of(self.arrival_s) if self.trace_kind == "open-loop" else 0.0
+        """Width of the buckets that arrivals were rounded to, and are spread over; 0.0 if they were not."""
+        return buckets_of(self.arrival_s, self.clock)[1] if self.trace_kind == "open-loop" else 0.0
+
+    @cached_property
+    def all_notices(self) -> tuple[str, ...]:
+        """`notices`, and that arrivals are spread where they are."""
+        if not self.quantum_s:
+            return self.notices
+        step = f"{self.quantum_s:g} s"
+        how = f"{len(self):,} arrivals are rounded to {step}: each is spread over its {step}, in file order"
+        return (*self.notices, f"{self.name}: {how} (read with --no-spread they stay as recorded)")
 
     @cached_property
     def end_s(self) -> float:

@@ -1,7 +1,7 @@
 """From raw columns to a Trace: every loader ends here, so that bad input means the same line everywhere."""
 
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,6 +16,9 @@ Where = Callable[[int], str]
 
 MAX_SECONDS = 1e12
 """Thirty thousand years: times that end anywhere near fit 64 bits in any unit."""
+RATES_PER_S, RATE_ROWS = (1 / 3600, 1000.0), 20
+"""Between which rates a trace of so many rows or more is believed: outside, milliseconds were likely taken for seconds,
+or seconds for milliseconds."""
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 _LOWEST = {"session_id": -1, "turn": -1, "parent": -1, "h_ref": -1, "s_parent_session": -1, "r_len": 1}
@@ -34,12 +37,13 @@ def build_trace(
     notices: Iterable[str] = (),
     repaired: bool = False,
     id_file: str = "",
+    clock: str = "",
 ) -> Trace:
     """Check, repair and freeze raw columns; `where(row)` names a row's place in the file. Raises `TraceError`.
 
     `link`: turn and parent follow from session and arrival. `notices`: what the loader has to say itself.
     `repaired`: the rows have been through here before, so no repair is tried that could find something twice.
-    `id_file`: as in `Trace`; ids that mean the same in another trace keep their numbers.
+    `id_file`, `clock`: as in `Trace`; ids that mean the same in another trace keep their numbers.
     """
     columns = _typed({**raw, **_unlinked(raw)} if link else raw, path, where)
     _check_relations(columns, kind, where)
@@ -55,14 +59,24 @@ def build_trace(
         columns = move_sub_agents(columns, path, notices)
     if not len(columns["arrival_s"]):
         raise TraceError(f"{path}: 0 rows are left, expected at least 1 (the trace is empty)")
+    if kind == "open-loop" and not repaired:
+        notices += _rate_notices(columns["arrival_s"], path)
     return Trace(
         name=name,
         trace_kind=kind,
         block_size=block_size,
         id_file=id_file,
+        clock=clock,
         notices=tuple(notices),
         **columns,  # type: ignore[arg-type]
     )
+
+
+def _rate_notices(arrival_s: np.ndarray, path: str) -> Iterator[str]:
+    span_s = float(arrival_s[-1] - arrival_s[0])
+    if len(arrival_s) >= RATE_ROWS and span_s and not RATES_PER_S[0] <= len(arrival_s) / span_s <= RATES_PER_S[1]:
+        rate = f"{len(arrival_s):,} requests in {span_s:,.4g} s"
+        yield f"{path}: {rate}: are its times given in another unit than the format's?"
 
 
 def refuse(place: str, field: str, value: Any, expected: str, remedy: str) -> NoReturn:

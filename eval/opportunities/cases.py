@@ -21,6 +21,8 @@ class Case:
     """File of a recorded trace, where there is no scenario."""
     load: float = 1.0
     """Of a recorded trace."""
+    spread: bool = True
+    """Whether a recorded trace's rounded arrivals are spread (`load_trace`)."""
 
     @property
     def workload_name(self) -> str:
@@ -35,7 +37,7 @@ class Case:
         if self.scenario:
             self.workload()  # finds rates that are not known yet, and keeps them
             return self
-        load = trace_load(load_trace(Path(self.trace)), self.platform.config)
+        load = trace_load(load_trace(self.trace, spread=self.spread), self.platform.config)
         return dataclasses.replace(self, load=load)
 
     def workload(self) -> Workload:
@@ -43,10 +45,12 @@ class Case:
         config = self.platform.config
         if self.scenario:
             return open_workloads(config, scenarios=(self.scenario,))[0]
-        return TraceWorkload(load_trace(Path(self.trace)), self.load, config.page_tokens)
+        return TraceWorkload(load_trace(self.trace, spread=self.spread), self.load, config.page_tokens)
 
 
-def cases(scenarios: Sequence[str], traces: Sequence[str], platforms: Sequence[Platform]) -> list[Case]:
+def cases(
+    scenarios: Sequence[str], traces: Sequence[str], platforms: Sequence[Platform], spread: bool = True
+) -> list[Case]:
     """All pairs."""
     named = [Case(platform, scenario=name) for platform in platforms for name in scenarios]
-    return named + [Case(platform, trace=path) for platform in platforms for path in traces]
+    return named + [Case(platform, trace=path, spread=spread) for platform in platforms for path in traces]

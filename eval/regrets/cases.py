@@ -10,6 +10,7 @@ from hbmgym.envs.platforms import find_platform
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.eval.opportunities.cases import Case
+from hbmgym.eval.options import say_notices
 from hbmgym.eval.statics import UNSERVED
 
 Row = dict[str, Any]
@@ -60,26 +61,29 @@ def static_name(share: float) -> str:
 
 
 def sane_cases(
-    path: Path, platforms: Sequence[str] = (), scenarios: Sequence[str] = (), traces: Sequence[str] = ()
+    path: Path,
+    platforms: Sequence[str] = (),
+    scenarios: Sequence[str] = (),
+    traces: Sequence[str] = (),
+    spread: bool = True,
 ) -> list[SaneCase]:
     """The map's sane cases: of all scenarios, of these, or of files whose name without what follows a dot is a case of
     the map, at the load that its recipe finds. ValueError in one line for a bad file or when no case is left."""
-    files = _by_name(traces)
+    files, read = _by_name(traces), [load_trace(trace, spread=spread) for trace in traces]
     rows = _sane_rows(path, files)
     wanted = {*files, *(scenarios if scenarios or traces else SCENARIOS)}
     chosen = [row for row in rows if row["case"] in wanted and (not platforms or row["platform"] in platforms)]
     if not chosen:
         known = ", ".join(sorted({row["platform"] for row in rows}))
         raise ValueError(f"no sane case of the map is left: its platforms are {known}")
-    return [_case(row, files.get(row["case"], "")) for row in chosen]
+    say_notices(read)
+    return [_case(row, files.get(row["case"], ""), spread) for row in chosen]
 
 
 def _by_name(traces: Sequence[str]) -> dict[str, str]:
     files = {Path(path).name.split(".")[0]: path for path in traces}
     if len(files) < len(traces):
         raise ValueError("--trace names one case of the map twice")
-    for path in traces:
-        load_trace(Path(path))
     return files
 
 
@@ -103,9 +107,9 @@ def _is_sane(row: Row) -> bool:
     return row["rho"] is not None and row["rho"] < 1.0 and row["unserved_tokens"] <= UNSERVED
 
 
-def _case(row: Row, trace: str = "") -> SaneCase:
+def _case(row: Row, trace: str = "", spread: bool = True) -> SaneCase:
     platform = find_platform(row["platform"])  # refuses what it does not know
-    traffic = Case(platform, trace=trace).calibrated() if trace else Case(platform, scenario=row["case"])
+    traffic = Case(platform, trace=trace, spread=spread).calibrated() if trace else Case(platform, scenario=row["case"])
     cost_room, p99_room = (row["room"][figure][0] or 0.0 for figure in ("cost", "ttft_p99_s"))
     best, cost = row["best_static_share"], row["best_static_cost"]
     chosen_room = 1.0 - row["best_static_cost_chosen_per_episode"] / cost

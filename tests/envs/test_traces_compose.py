@@ -7,7 +7,6 @@ import pytest
 
 from hbmgym.envs.traces.coding import encode
 from hbmgym.envs.traces.compose import compose
-from hbmgym.envs.traces.jitter import quantum_of, spread
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.seeds import SeedError, part_of_seed, seeds_for
 from hbmgym.envs.traces.split import families, part_bounds, sources, split
@@ -18,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "traces" / "tra
 FIRST_SEED = {"train": 0, "validation": 10_000, "test": 11_000, "all": 5}
 
 
-def make(arrival_s, ids, session, parent, kind="open-loop", **more):
+def make(arrival_s, ids, session, parent, kind="open-loop", clock="", **more):
     rows = len(arrival_s)
     columns = {
         "arrival_s": np.array(arrival_s, float),
@@ -33,7 +32,8 @@ def make(arrival_s, ids, session, parent, kind="open-loop", **more):
         **encode(ids),
         **more,
     }
-    return build_trace(columns, name="made", kind=kind, block_size=8, path="made", where=lambda row: f"made:{row}")
+    where = "made:{}".format
+    return build_trace(columns, name="made", kind=kind, block_size=8, path="made", where=where, clock=clock)
 
 
 def clocked(step_s=None, rows=3000, span_s=3000.0):
@@ -47,7 +47,8 @@ def clocked(step_s=None, rows=3000, span_s=3000.0):
     turn = np.arange(rows) % 150 // 50
     ids = [[1000 * s + j for j in range(2 + 2 * t)] for s, t in zip(session, turn, strict=True)]
     parent = np.where(turn > 0, np.arange(rows) - 50, -1)
-    return make(arrival_s, ids, session, parent, output_tokens=np.arange(1, rows + 1))
+    clock = "Mooncake" if step_s else ""
+    return make(arrival_s, ids, session, parent, clock=clock, output_tokens=np.arange(1, rows + 1))
 
 
 def library(sessions=30, families_of=1):
@@ -169,18 +170,6 @@ def test_too_short_a_part_names_numbers_and_remedy():
 def test_bad_load_is_refused(load):
     with pytest.raises(TraceError, match="load is"):
         compose(clocked(), part="all", seed=0, page_tokens=8, load=load)
-
-
-def test_buckets_are_found_and_spread_in_order():
-    bucket = np.array([0.0, 0.0, 3.0, 5.999, 6.0, 15.0])
-    assert quantum_of(bucket) == 3.0
-    assert quantum_of(np.array([0.0, 1.0, 2.0])) == 0.0
-    assert quantum_of(np.array([0.0, 0.0, 0.5])) == 0.0
-    assert quantum_of(np.array([0.0, 0.0, 3.1, 4.177])) == 0.0
-    assert quantum_of(np.zeros(3)) == 0.0
-    times = spread(bucket, 3.0, np.random.default_rng(0))
-    assert (np.diff(times) > 0).all()
-    assert (times // 3.0).tolist() == [0, 0, 1, 2, 2, 5]
 
 
 def test_jitter_removes_ties_and_depends_on_the_seed():

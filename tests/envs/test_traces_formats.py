@@ -160,8 +160,8 @@ def test_burstgpt_turns_follow_their_session_and_share_no_ids(tmp_path):
         ("1,ChatGPT,-1,1", "2: Request tokens is '-1', expected an integer >= 0"),
         ("1,ChatGPT,1,1.5", "2: Response tokens is '1.5', expected an integer >= 0"),
         ("1,ChatGPT,1e308,1", "2: Request tokens is '1e308', expected an integer >= 0"),
-        ("1,ChatGPT,1", "2: number of columns is 3, expected more than 3"),
-        ('1,"ChatGPT', "number of columns is 2"),
+        ("1,ChatGPT,1", "2: number of columns is 3, expected 4"),
+        ('1,"ChatGPT', "2: number of columns is 2, expected 4"),
     ],
 )
 def test_a_bad_cell_is_named_by_line_and_column(tmp_path, row, said):
@@ -416,7 +416,7 @@ def test_sub_agents_run_on_their_parents_clock_with_its_ids(tmp_path):
 def test_ids_of_recordings_in_a_folder_mean_what_their_scope_says(tmp_path, scope, second):
     for name in ("a", "b"):
         whole = recording(request(0.0, 130, [1, 2]), **({"hash_id_scope": scope} if scope else {}))
-        (tmp_path / name).write_text(json.dumps(whole))
+        (tmp_path / f"{name}.json").write_text(json.dumps(whole))
     (tmp_path / "notes.txt").write_text("cache hit rates")
     trace = load_trace(tmp_path)
     assert blocks(trace) == [[0, 1], second]
@@ -520,7 +520,7 @@ def test_each_reply_of_a_conversation_is_a_request(tmp_path):
         ("[{},\n{}", "2: the array does not go on with , or ]"),
         ("[{},\n{},", "2: text is not JSON"),
         ("[{}]\nx", "2: text is not JSON"),
-        ("{}\n]", "2: text is not JSON"),
+        ("{}\n]\n]", "2: line is not JSON"),
         ("[{},\n{]", "2: text is not JSON"),
     ],
 )

@@ -411,8 +411,8 @@ def test_a_prompt_of_a_million_ids_on_one_line_is_read(tmp_path):
 def test_a_line_that_never_ends_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(reading, "MAX_LINE", 5000)
-    (tmp_path / "a").write_text(_mooncake() + '{"timestamp": ' + "1" * 20_000)
-    assert f"a:{ROWS + 1}: line is longer than 5000 characters" in refusal(tmp_path / "a")
+    (tmp_path / "a").write_text('{"timestamp": ' + "1" * 20_000)
+    assert "a:1: line is longer than 5000 bytes" in refusal(tmp_path / "a")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
@@ -435,18 +435,18 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
 
 
 def test_a_folder_in_itself_is_walked_once(tmp_path):
-    (tmp_path / "a").write_bytes(TEXTS["kv_cache_tester"])
+    (tmp_path / "a.json").write_bytes(TEXTS["kv_cache_tester"])
     (tmp_path / "again").symlink_to(tmp_path)
     assert len(check(tmp_path)) == 4
 
 
 def test_a_folder_of_two_formats_is_refused(tmp_path):
-    for name in ("kv_cache_tester", "claude_code", "mooncake"):
-        (tmp_path / name).write_bytes(TEXTS[name])
+    for name in ("kv_cache_tester.json", "claude_code.jsonl", "mooncake.jsonl"):
+        (tmp_path / name).write_bytes(TEXTS[name.partition(".")[0]])
     assert "1 of Claude Code session log and 1 of kv-cache-tester json" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "cp500"])
 @pytest.mark.parametrize("name", sorted(TEXTS))
 def test_other_encodings_are_refused(tmp_path, name, encoding):
     (tmp_path / "a").write_bytes((TEXTS[name].decode() + "é").encode(encoding))

@@ -11,13 +11,16 @@ import numpy as np
 
 from hbmgym.envs.traces.formats.block_ids import BlockIds, unknown_ids
 from hbmgym.envs.traces.formats.columns import request_columns
-from hbmgym.envs.traces.formats.reading import read_objects
+from hbmgym.envs.traces.formats.damage import Damage
+from hbmgym.envs.traces.formats.fields import Unused
+from hbmgym.envs.traces.formats.reading import name_of, read_objects
 from hbmgym.envs.traces.formats.records import block_list_or_none, name_or_none, seconds, whole
 from hbmgym.envs.traces.repair import order_by_arrival
 from hbmgym.envs.traces.trace import Trace
 from hbmgym.envs.traces.validate import build_trace
 
 BLOCK_TOKENS = 16
+_FIELDS = ("chat_id", "parent_chat_id", "timestamp", "input_length", "output_length", "type", "turn", "hash_ids")
 _NO_CHAT = (-1, None)
 
 
@@ -52,10 +55,11 @@ class _Rows:
 
 def load_bailian(path: Path) -> Trace:
     """Read one request per line. Raises `TraceError`."""
-    rows = _Rows(path)
-    for line, record in read_objects(path):
+    rows, damage, unused = _Rows(path), Damage(path), Unused(_FIELDS)
+    for line, record in read_objects(path, damage):
         rows.add(line, record)
-    notices: list[str] = []
+        unused.note(record)
+    notices = damage.notices() + unused.notices(path)
     input_tokens = np.array(rows.input_tokens, np.int64)
     block_size = rows.ids.block_size(input_tokens, BLOCK_TOKENS, path, notices)
     notices += unknown_ids(path, rows.ids)
@@ -65,7 +69,7 @@ def load_bailian(path: Path) -> Trace:
     columns, order = order_by_arrival(columns, str(path), notices)
     return build_trace(
         columns | {"session_id": _roots(columns["parent"])},
-        name=path.stem,
+        name=name_of(path),
         kind="open-loop",
         block_size=block_size,
         path=str(path),

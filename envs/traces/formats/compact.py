@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hbmgym.envs.traces.coding import no_ids
-from hbmgym.envs.traces.formats.reading import open_file
+from hbmgym.envs.traces.formats.reading import name_of, open_file
+from hbmgym.envs.traces.jitter import CLOCKS
 from hbmgym.envs.traces.trace import ID_COLUMNS, ROW_COLUMNS, SESSION_COLUMNS, Kind, Trace, TraceError
 from hbmgym.envs.traces.validate import build_trace, refuse
 
@@ -26,7 +27,7 @@ def load_compact(path: Path) -> Trace:
         refuse(str(path), "meta block_size", block_size, "an integer >= 0", "0 means no ids")
     if block_size == 0 and not set(columns) & set(ID_COLUMNS) and "arrival_s" in columns:
         columns |= no_ids(columns["arrival_s"].size)
-    name = meta.get("name", path.stem)
+    name = meta.get("name", name_of(path))
     if not isinstance(name, str) or not name:
         refuse(str(path), "meta name", name, "a text", "name the trace")
     notices = meta.get("notices", [])
@@ -45,6 +46,7 @@ def load_compact(path: Path) -> Trace:
         notices=notices,
         repaired=meta.get("repaired") is True,
         id_file=id_file,
+        clock=_clock(meta, str(path)),
     )
 
 
@@ -64,6 +66,7 @@ def compact_bytes(trace: Trace) -> bytes:
         "notices": trace.notices,
         "repaired": True,
         "id_file": trace.id_file,
+        "clock": trace.clock,
     }
     content = io.BytesIO()
     np.savez_compressed(
@@ -108,6 +111,15 @@ def _check_size(file: Any, path: Path) -> None:
     file.seek(0)
     if unpacked > max(MAX_UNPACKED_BYTES, MAX_EXPANSION * packed):
         refuse(str(path), "unpacked size", unpacked, f"at most {MAX_EXPANSION} times its {packed} bytes", _REMEDY)
+
+
+def _clock(meta: dict[str, Any], path: str) -> str:
+    """What recorded the arrivals; where the file does not say, its source may."""
+    source = str(meta.get("source", ""))
+    clock = meta.get("clock", next((name for name, clock in CLOCKS.items() if clock.source in source), ""))
+    if clock not in ("", *CLOCKS):
+        refuse(path, "meta clock", clock, f"one of {', '.join(CLOCKS)}, or empty", "correct or remove it")
+    return str(clock)
 
 
 def _kind(meta: dict[str, Any], path: str) -> Kind:

@@ -1,9 +1,11 @@
 """Any csv with a column each for arrival, input and output; which ones is told, or seen by common names."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from hbmgym.envs.traces.formats.columns import request_columns
+from hbmgym.envs.traces.formats.reading import name_of
 from hbmgym.envs.traces.formats.table import Column, Labels, numbers_or_dates, plain_name, read_table, whole_numbers
 from hbmgym.envs.traces.formats.times import PER_SECOND, since_first
 from hbmgym.envs.traces.trace import Trace, TraceError
@@ -55,8 +57,10 @@ def guess_columns(header: list[str]) -> dict[str, str] | None:
 def load_csv(path: Path, columns: Mapping[str, str]) -> Trace:
     """Read the csv, whose `columns` are named by keys of KEYS. Raises `TraceError`."""
     arrival = next(key for key in ARRIVALS if key in columns)
+    unit = arrival.removeprefix("arrival_")
+    parse = partial(numbers_or_dates, per_second=PER_SECOND[unit])
     wanted = [
-        Column("arrival", (columns[arrival],), numbers_or_dates, "a number >= 0, or a date and a time of day"),
+        Column("arrival", (columns[arrival],), parse, f"a time >= 0 in {unit}, or a date and a time of day"),
         Column("input", (columns["input_tokens"],), whole_numbers, "an integer >= 0"),
         Column("output", (columns["output_tokens"],), whole_numbers, "an integer >= 0"),
     ]
@@ -66,13 +70,14 @@ def load_csv(path: Path, columns: Mapping[str, str]) -> Trace:
     column = dict(table.columns)
     moments, input_tokens, output_tokens = (column.pop(key) for key in ("arrival", "input", "output"))
     dates = moments.dtype.kind == "M"
-    arrival_s = since_first(moments) if dates else moments / PER_SECOND[arrival.removeprefix("arrival_")]
+    arrival_s = since_first(moments) if dates else moments / PER_SECOND[unit]
     return build_trace(
         request_columns(arrival_s, input_tokens, output_tokens, **column),
-        name=path.stem,
+        name=name_of(path),
         kind="open-loop",
         block_size=0,
         path=str(path),
         where=lambda row: f"{path}:{table.lines[row]}",
         link=True,
+        notices=table.notices,
     )

@@ -1,7 +1,8 @@
 """Mooncake's jsonl: timestamp (ms), input_length, output_length, hash_ids; and what AIPerf adds to it.
 
 AIPerf's rows may carry a session_id; a later turn then may have a delay (ms after the turn before it) instead of a
-timestamp, hash_ids may be missing, and text_input may stand for input_length.
+timestamp, hash_ids may be missing, and text_input may stand for input_length. Where no row has a timestamp, those
+without a session are sessions of one turn.
 """
 
 from array import array
@@ -12,15 +13,17 @@ import numpy as np
 
 from hbmgym.envs.traces.formats.block_ids import BlockIds, unknown_ids
 from hbmgym.envs.traces.formats.columns import request_columns
-from hbmgym.envs.traces.formats.reading import read_objects
-from hbmgym.envs.traces.formats.records import block_list_or_none, name_or_none, seconds, seconds_or_nan, whole
+from hbmgym.envs.traces.formats.damage import Damage
+from hbmgym.envs.traces.formats.fields import Unused
+from hbmgym.envs.traces.formats.reading import name_of, read_objects
+from hbmgym.envs.traces.formats.records import block_list_or_none, name_or_none, refuse_value, seconds_or_nan, whole
 from hbmgym.envs.traces.formats.words import RULE, count_tokens
 from hbmgym.envs.traces.service import unloaded_service_s
 from hbmgym.envs.traces.trace import Trace
-from hbmgym.envs.traces.validate import build_trace, refuse
+from hbmgym.envs.traces.validate import build_trace
 
 BLOCK_TOKENS = 512
-FIELDS = frozenset({"timestamp", "input_length", "output_length", "hash_ids", "session_id", "delay", "text_input"})
+_FIELDS = ("timestamp", "input_length", "output_length", "hash_ids", "session_id", "delay", "text_input")
 
 
 class _Rows:
@@ -37,12 +40,8 @@ class _Rows:
     def add(self, line: int, record: dict[str, Any]) -> None:
         """Raises `TraceError`."""
         path = self._path
-        if not record.keys() <= FIELDS:
-            unknown = min(record.keys() - FIELDS)
-            refuse(f"{path}:{line}", "field", unknown, f"one of {', '.join(sorted(FIELDS))}", "remove the field")
         session = name_or_none(record, "session_id", path, line)
-        read_time = seconds if session is None else seconds_or_nan
-        self.timestamp_s.append(read_time(record, "timestamp", path, line, per_second=1e3))
+        self.timestamp_s.append(seconds_or_nan(record, "timestamp", path, line, per_second=1e3))
         self.delay_s.append(seconds_or_nan(record, "delay", path, line, per_second=1e3))
         self.session_id.append(-1 if session is None else self._sessions.setdefault(session, len(self._sessions)))
         self.input_tokens.append(self._input_tokens(line, record))
@@ -60,10 +59,11 @@ class _Rows:
 
 def load_mooncake(path: Path) -> Trace:
     """Read one request per line; where no line has a timestamp, a session library. Raises `TraceError`."""
-    rows = _Rows(path)
-    for line, record in read_objects(path):
+    rows, damage, unused = _Rows(path), Damage(path), Unused(_FIELDS)
+    for line, record in read_objects(path, damage):
         rows.add(line, record)
-    notices: list[str] = []
+        unused.note(record)
+    notices = damage.notices() + unused.notices(path)
     if rows.estimated:
         notices.append(f"{path}: {rows.estimated} input lengths are estimated from texts: {RULE}")
     input_tokens, output_tokens = np.array(rows.input_tokens, np.int64), np.array(rows.output_tokens, np.int64)
@@ -73,22 +73,30 @@ def load_mooncake(path: Path) -> Trace:
     notices += unknown_ids(path, rows.ids)
     arrival_s = np.array(rows.timestamp_s)
     clocked = not len(arrival_s) or not np.isnan(arrival_s).all()
+    alone = np.flatnonzero(session_id < 0)
+    if not clocked and len(alone):
+        session_id[alone] = session_id.max() + 1 + np.arange(len(alone))
+        notices.append(f"{path}: {len(alone):,} rows have neither time nor session: each is a session of one turn")
     if np.isnan(arrival_s).any():
+        for row in np.flatnonzero(np.isnan(arrival_s) & (session_id < 0))[:1]:
+            refuse_value(f"{path}:{rows.lines[row]}", "timestamp", None, "a time, as other rows have one")
         start_s = np.nan if clocked else 0.0
         service_s = unloaded_service_s(output_tokens)
         arrival_s, known["gap_s"] = _place_turns(arrival_s, np.array(rows.delay_s), session_id, service_s, start_s)
-        notices.append(f"{path}: turns without a timestamp are placed as if the turn before met an idle engine")
+        if clocked or len(alone) < len(arrival_s):
+            notices.append(f"{path}: turns without a timestamp are placed as if the turn before met an idle engine")
         for row in np.flatnonzero(np.isnan(arrival_s))[:1]:
-            refuse(f"{path}:{rows.lines[row]}", "timestamp", None, "a time, as other sessions have one", "add it")
+            refuse_value(f"{path}:{rows.lines[row]}", "timestamp", None, "a time, as other sessions have one")
     return build_trace(
         request_columns(arrival_s, input_tokens, output_tokens, session_id=session_id, **known),
-        name=path.stem,
+        name=name_of(path),
         kind="open-loop" if clocked else "session-library",
         block_size=block_size,
         path=str(path),
         where=lambda row: f"{path}:{rows.lines[row]}",
         link=True,
         notices=notices,
+        clock="Mooncake",
     )
 
 

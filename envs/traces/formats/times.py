@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 import numpy as np
 
 PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_EPOCH_S = (1e9, 4e9)
+"""Seconds since 1970 in the years 2001 to 2096."""
 _FIRST_YEAR, _LAST_YEAR = 1700, 2200
 """Nanoseconds since 1970 fit 64 bits for these."""
 _PLAIN = re.compile(r"([0-9]{4})-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?")
@@ -28,6 +30,18 @@ def parse_datetimes(texts: Sequence[str]) -> np.ndarray:
 def parse_datetime(text: str) -> float:
     """Seconds since 1970 of one date, in UTC where it says nothing. Raises ValueError."""
     return _in_utc(text).replace(tzinfo=UTC).timestamp()
+
+
+def epoch_hint(value: object) -> str:
+    """What to do about a number, or its text, that looks like a time since 1970 in small units; else empty."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return ""
+    for unit, per_second in PER_SECOND.items():
+        if per_second > 1.0 and _EPOCH_S[0] <= number / per_second <= _EPOCH_S[1]:
+            return f"it looks like {unit} since 1970: convert it or, in a csv, name the column's unit by arrival_{unit}"
+    return ""
 
 
 def since_first(moments: np.ndarray) -> np.ndarray:
