@@ -26,7 +26,7 @@ def say_notices(traces: Iterable[Trace]) -> None:
     """Print what was repaired, left out or estimated of traces, and whose arrivals are spread."""
     for trace in traces:
         for notice in trace.all_notices:
-            print(f"{trace.name}: {notice}", file=sys.stderr)
+            print(notice, file=sys.stderr)
 
 
 @dataclass(frozen=True)

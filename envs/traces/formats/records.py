@@ -29,8 +29,10 @@ def is_missing(value: Any) -> bool:
 
 
 def whole(record: Record, field: str, path: Path, place: int | str) -> int:
-    """A number of tokens: an integer from 0 to MAX_TOKENS. Raises `TraceError`."""
+    """A number of tokens: an integer from 0 to MAX_TOKENS, also written as 640.0. Raises `TraceError`."""
     value = record.get(field)
+    if type(value) is float and value.is_integer():
+        value = int(value)
     # bool is a subclass of int.
     if type(value) is not int or not 0 <= value <= MAX_TOKENS:
         refuse_value(f"{path}:{place}", field, value, f"an integer from 0 to {MAX_TOKENS}")
