@@ -21,6 +21,7 @@ from hbmgym.envs.serving.metrics import request_costs
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.scenarios import phase_schedule
 from hbmgym.eval.rollout import run_episode
+from hbmgym.eval.statics import best_static
 
 ORACLE = "oracle-phases"
 DYNAMIC = "oracle-dynamic"
@@ -128,15 +129,16 @@ def cheapest_path(costs: np.ndarray, move: np.ndarray) -> tuple[list[int], float
 
 
 def dynamic_candidates(
-    episode: Episode, shares: Sequence[float], costs: np.ndarray, late_s: float = 0.0
+    episode: Episode, shares: Sequence[float], costs: np.ndarray, unserved: np.ndarray, late_s: float = 0.0
 ) -> Iterator[ScheduleOracle]:
     """Paths to replay, each only once: the episode's best static share, held; and for every length of segment and price
     of moving the cheapest one, all but its first share `late_s` seconds late.
 
-    `costs`, shape (shares, rows): `arrival_costs` under the static splits at `shares`.
+    `costs`, shape (shares, rows): `arrival_costs` under the static splits at `shares`; `unserved`, shape (shares,): the
+    part of the tokens that each of these leaves unserved.
     """
     distance = np.abs(np.subtract.outer(shares, shares))
-    best = int(costs.sum(axis=1).argmin())
+    best = best_static(costs.sum(axis=1), unserved)
     seen: set[tuple[tuple[float, int], ...]] = {((0.0, best),)}
     yield ScheduleOracle(DYNAMIC, [0.0], [shares[best]])
     for segment_s in SEGMENTS_S:
@@ -152,17 +154,23 @@ def dynamic_candidates(
 
 
 def best_path(
-    core: Core, episode: Episode, shares: Sequence[float], costs: np.ndarray, late_s: float = 0.0
+    core: Core,
+    episode: Episode,
+    shares: Sequence[float],
+    costs: np.ndarray,
+    unserved: np.ndarray,
+    late_s: float = 0.0,
 ) -> ScheduleOracle:
     """The candidate that costs least when it is replayed."""
-    candidates = dynamic_candidates(episode, shares, costs, late_s)
+    candidates = dynamic_candidates(episode, shares, costs, unserved, late_s)
     return min(candidates, key=lambda oracle: float(run_episode(oracle, core, episode).cell["cost"]))
 
 
 def dynamic_oracle(core: Core, episode: Episode, shares: Sequence[float], late_s: float = 0.0) -> ScheduleOracle:
     """`best_path` through what the static splits at `shares` cost in this episode, which are run for it."""
-    costs = []
+    costs, unserved = [], []
     for share in shares:
-        run_episode(StaticController(share), core, episode)
+        cell = run_episode(StaticController(share), core, episode).cell
         costs.append(arrival_costs(core, episode))
-    return best_path(core, episode, shares, np.array(costs), late_s)
+        unserved.append(cell["unserved_tokens"])
+    return best_path(core, episode, shares, np.array(costs), np.array(unserved), late_s)

@@ -32,12 +32,13 @@ def measure(config: ServingConfig, episode: Episode) -> dict[str, Any]:
     for share in shares:
         statics.append({"share": share, **_figures(run_episode(StaticController(share), core, episode))})
         costs.append(arrival_costs(core, episode))
+    unserved = [figures["unserved_tokens"] for figures in statics]
     return {
         "seed": episode.seed,
         "requests": int((episode.rows["measured"] == 1).sum()),
         "statics": statics,
         "default": _run(make_controller(DEFAULT), core, episode),
-        "dynamic": _run(best_path(core, episode, shares, np.array(costs)), core, episode),
+        "dynamic": _run(best_path(core, episode, shares, np.array(costs), np.array(unserved)), core, episode),
         "both_full": _run(StaticController(0.5), both_pools_full(config), episode),
     }
 

@@ -114,10 +114,22 @@ def test_the_costs_of_arrivals_sum_to_the_cost_of_the_episode():
 def test_the_dynamic_oracle_holds_one_share_where_one_is_best_everywhere():
     episode = MIX.episode("validation", 10_000)
     costs = np.array([np.full(len(episode.rows), 0.1), np.full(len(episode.rows), 0.2)])
-    (only,) = dynamic_candidates(episode, [0.3, 0.6], costs)  # the best static share, which no other path beats
+    (only,) = dynamic_candidates(
+        episode, [0.3, 0.6], costs, np.zeros(2)
+    )  # the best static share, which no other path beats
     core = Core(CONFIG)
     only.reset(core.setup)
     assert only.act(core.reset(episode)).kv_share == 0.3
+
+
+def test_the_share_that_the_dynamic_oracle_may_hold_is_one_that_serves():
+    episode = MIX.episode("validation", 10_000)
+    costs = np.array([np.full(len(episode.rows), 0.1), np.full(len(episode.rows), 0.2)])
+    held, refusing = dynamic_candidates(episode, [0.3, 0.6], costs, np.array([0.5, 0.0]))
+    core = Core(CONFIG)
+    for oracle, share in ((held, 0.6), (refusing, 0.3)):
+        oracle.reset(core.setup)
+        assert oracle.act(core.reset(episode)).kv_share == share
 
 
 def test_a_late_oracle_moves_later_but_begins_in_time():
@@ -134,14 +146,15 @@ def test_a_late_oracle_moves_later_but_begins_in_time():
 
 def test_the_best_replay_is_the_cheapest_candidate():
     episode, core, shares = MIX.episode("validation", 10_000), Core(CONFIG), [0.2, 0.5, 0.8]
-    costs = []
+    statics = []
     for share in shares:
-        run_episode(StaticController(share), core, episode)
-        costs.append(arrival_costs(core, episode))
-    found = run_episode(best_path(core, episode, shares, np.array(costs)), core, episode).cell["cost"]
+        unserved = run_episode(StaticController(share), core, episode).cell["unserved_tokens"]
+        statics.append((arrival_costs(core, episode), unserved))
+    figures = [np.array(column) for column in zip(*statics, strict=True)]
+    found = run_episode(best_path(core, episode, shares, *figures), core, episode).cell["cost"]
     alone = run_episode(dynamic_oracle(core, episode, shares), core, episode).cell["cost"]
     assert alone == found
-    replays = [run_episode(o, core, episode).cell["cost"] for o in dynamic_candidates(episode, shares, np.array(costs))]
+    replays = [run_episode(o, core, episode).cell["cost"] for o in dynamic_candidates(episode, shares, *figures)]
     assert len(replays) > 1
     assert found == min(replays)
 
