@@ -45,7 +45,7 @@ class CaseResult:
     @cached_property
     def best(self) -> int:
         """Place of the one best static share (`eval.statics`)."""
-        return best_static(self.static_costs, self._of_statics("unserved_tokens").mean(axis=1))
+        return self.best_in("cost")
 
     def of_static(self, place: int, figure: str) -> list[float]:
         """One value per episode."""
@@ -74,9 +74,8 @@ class CaseResult:
         return 1.0 + value, 1.0 + low, 1.0 + high
 
     def best_in(self, figure: str) -> int:
-        """Place of the one static share with the least mean of a figure."""
-        means = [np.mean(self.of_static(place, figure)) for place in range(len(self.shares))]
-        return int(np.argmin(means))
+        """Place of the static share with the least mean of a figure, of those that serve what the machine can hold."""
+        return best_static(*(self._of_statics(key).mean(axis=1) for key in (figure, "unserved_tokens")))
 
     def room(self, figure: str) -> Interval:
         """1 - dynamic oracle / the static share that is best in this very figure. The oracle is one path, chosen for

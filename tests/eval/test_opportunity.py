@@ -94,6 +94,7 @@ def test_a_split_that_refuses_is_not_the_best():
     away["statics"][2]["unserved_tokens"] = 0.02
     assert result(away).shares[result(away).best] == 0.7
     assert result(away).chosen_per_episode == 3.0
+    assert result(away).room("ttft_p99_s")[0] == pytest.approx(1.0 - 0.1 / 3)
 
 
 def test_nothing_is_concluded_where_no_split_serves_all():
