@@ -169,4 +169,5 @@ def test_a_signal_that_is_ignored_stays_so():
 
 
 def test_an_end_is_told_in_words():
-    assert [describe_end(code) for code in (0, 3, -9, -40)] == ["exit code 0", "exit code 3", "signal SIGKILL", "signal 40"]
+    told = {0: "exit code 0", 3: "exit code 3", -9: "signal SIGKILL", -40: "signal 40"}
+    assert {code: describe_end(code) for code in told} == told
