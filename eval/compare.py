@@ -19,7 +19,6 @@ from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.envs.traces.trace import TraceError
 from hbmgym.eval.cells import Bench, UnequalCells, UnusableFolder, check_folder, claimed, shown_anyway, write_cells
 from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, Comparison, compare, controller_names
-from hbmgym.eval.figure import draw_comparison
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import backend_lines, print_comparison
 from hbmgym.memory_backend.vmm import BACKENDS, VmmRefused, open_vmm
@@ -57,11 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         comparison = compare(bench, names, seeds, jobs=options.jobs, oracle=options.oracle, progress=progress)
         if options.out:
             with shown_anyway(lambda: _show(comparison)):
-                write_cells(Path(options.out), comparison.rollouts)
-                draw_comparison(Path(options.out), comparison)
+                _write(Path(options.out), comparison)
     if options.out:
         print(f"cells.json, cells.csv, timings.json and split-*.png are in {options.out}")
     _show(comparison)
+
+
+def _write(folder: Path, comparison: Comparison) -> None:
+    from hbmgym.eval.figure import draw_comparison  # matplotlib takes half a second, and a folder that can be written
+
+    write_cells(folder, comparison.rollouts)
+    draw_comparison(folder, comparison)
 
 
 def _show(comparison: Comparison) -> None:

@@ -3,11 +3,14 @@
 Compiled kernels are kept as pickles, which run whatever they hold: where others may write, none are read.
 """
 
+import logging
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+_NOT_KEPT = "Could not save font_manager cache"
 
 
 def cache_folder() -> Path | None:
@@ -28,7 +31,8 @@ def cache_folder() -> Path | None:
 
 def settle_matplotlib() -> None:
     """Give matplotlib a folder where it would find none: without a home it does not import, without a writable one it
-    warns. Must come before it is imported."""
+    warns, as it does in every process where the disk is full. Must come before it is imported."""
+    logging.getLogger("matplotlib.font_manager").addFilter(lambda record: not str(record.msg).startswith(_NOT_KEPT))
     if "MPLCONFIGDIR" not in os.environ and not os.access(os.path.expanduser("~"), os.W_OK):
         folder = cache_folder()
         if folder is not None:
