@@ -71,6 +71,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         fail(f"{message} (see --help)")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse does not say when it fails
+
 
 def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
     flag, default, extra = "--" + field.name.replace("_", "-"), field.default, dict(field.metadata)
@@ -131,9 +134,8 @@ def in_one_line(*kinds: type[Exception], kept: str = "") -> Iterator[None]:
     its own code, which says what is `kept`."""
     try:
         yield
-    except BrokenPipeError:
-        raise  # of stdout
     except kinds as error:
+        _require_stdout(error)
         fail(str(error))
     except KeyboardInterrupt as stop:
         say(_and(str(stop) or "interrupted", kept))
@@ -141,10 +143,19 @@ def in_one_line(*kinds: type[Exception], kept: str = "") -> Iterator[None]:
     except WorkerDied as end:
         _leave(_and(str(end), kept), FAILED)
     except OSError as error:
+        _require_stdout(error)
         _leave(_and(f"{error.filename}: {error.strerror}" if error.filename else str(error), kept), FAILED)
     except MemoryError as error:
         what = f"memory ran out ({error})" if str(error) else "memory ran out"
         _leave(_and(f"{what}: give fewer --jobs, or more memory", kept), FAILED)
+
+
+def _require_stdout(error: Exception) -> None:
+    """Where it is stdout that could not be written, let `usable_streams` say so."""
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if isinstance(error, OSError) and not error.filename:
+        sys.stdout.flush()
 
 
 def _and(what: str, kept: str) -> str:
