@@ -42,7 +42,10 @@ def stopped_by(*numbers: int) -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> None:
         for other in heard:
             signal.signal(other, signal.SIG_IGN)  # `timeout` sends its signal twice
-        raise Stopped(number)
+        if _held_back is not None:
+            _held_back.append(number)
+        else:
+            raise Stopped(number)
 
     if threading.current_thread() is not threading.main_thread():
         heard = []  # only the main thread may listen
@@ -53,6 +56,26 @@ def stopped_by(*numbers: int) -> Iterator[None]:
     finally:
         for number in heard:
             signal.signal(number, signal.SIG_DFL)
+
+
+_held_back: list[int] | None = None
+"""Signals that came while `unstopped` lasts."""
+
+
+@contextmanager
+def unstopped() -> Iterator[None]:
+    """Stopped comes after the block, not within it: raised in what C code calls back, it would be printed and lost."""
+    global _held_back
+    if _held_back is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _held_back = []
+    try:
+        yield
+    finally:
+        came, _held_back = _held_back, None
+        if came:
+            raise Stopped(came[0])
 
 
 class WorkerDied(RuntimeError):

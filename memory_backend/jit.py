@@ -37,6 +37,7 @@ from numba.core.untyped_passes import FixupArgs, GenericRewrites, IRProcessing, 
 from numba.np import linalg
 
 from hbmgym.private import cache_folder, private_folder
+from hbmgym.processes import unstopped
 from hbmgym.streams import say
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -81,7 +82,8 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]  # numba has no types
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         try:
-            return super().load_overload(signature, context)
+            with unstopped():
+                return super().load_overload(signature, context)
         except Exception:  # the disk's errors, and a dozen kinds for a damaged file
             return None
 
@@ -215,7 +217,8 @@ class _KernelCompiler(CompilerBase):  # type: ignore[misc]  # numba has no types
         collects = gc.isenabled()
         gc.disable()  # the compiler makes millions of small objects, few of them garbage
         try:
-            return super().compile_extra(func)
+            with unstopped():
+                return super().compile_extra(func)
         finally:
             if collects:
                 # To the oldest generation, or the next collection would visit them all.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hbmgym.processes import STOPPING, Stopped, WorkerDied, Workers, describe_end, stopped_by
+from hbmgym.processes import STOPPING, Stopped, WorkerDied, Workers, describe_end, stopped_by, unstopped
 
 PATIENCE_S = 60.0
 """Whatever takes longer hangs."""
@@ -156,6 +156,18 @@ def test_a_signal_stops_as_ctrl_c_does_and_a_second_one_is_not_heard(number):
     assert isinstance(stop.value, Stopped)
     assert (str(stop.value), stop.value.code) == (f"ended by {signal.Signals(number).name}", 128 + number)
     assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_where_an_exception_would_be_lost_it_comes_later():
+    steps = []
+    with pytest.raises(Stopped), stopped_by(signal.SIGTERM):
+        with unstopped():
+            with unstopped():
+                signal.raise_signal(signal.SIGTERM)
+                steps.append("inner")
+            steps.append("outer")
+        steps.append("after")
+    assert steps == ["inner", "outer"]
 
 
 def test_a_signal_that_is_ignored_stays_so():
