@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def _make(spec: str) -> Controller:
     if spec in VARIANTS:
         return _LEARNED[spec](shipped_policy())
     if kind in _LEARNED and path:
-        return _LEARNED[kind](Policy.load(_policy_file(Path(path).expanduser())))
+        return _LEARNED[kind](Policy.load(_policy_file(Path(os.path.expanduser(path)))))
     kind, _, text = spec.partition("-")
     if kind in _NUMBERED and text:
         try:

@@ -8,10 +8,10 @@ The recipe: fix the budget; for each class alone find the largest rate at which 
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from hbmgym.cli import command
 from hbmgym.envs.platforms import PLATFORMS
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core, setup_hash
@@ -23,6 +23,8 @@ from hbmgym.envs.traces.generators import TrafficClass
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario, generate_class
 from hbmgym.envs.traces.trace import Trace, TraceError
 from hbmgym.files import write_atomically
+from hbmgym.private import cache_folder
+from hbmgym.streams import say
 
 GOODPUT = 0.95
 LOAD_FACTOR = 0.85
@@ -79,13 +81,15 @@ def _as_calibrated(config: ServingConfig) -> ServingConfig:
 
 
 def _remembered(key: str, field: str, name: str, config: ServingConfig, find: Callable[[], float]) -> float:
-    for table in (SHIPPED, _own_table()):
+    own = _own_table()
+    for table in filter(None, (SHIPPED, own)):
         if key in (rates := _read(table)):
             return _usable(rates[key][field], name, config)
     where = f"{config.model} on {config.gpu} with {config.hbm_gib:g} GiB"
-    print(f"calibrating {name} for {where} (once)", file=sys.stderr, flush=True)
+    say(f"calibrating {name} for {where} ({'once' if own else 'it cannot be kept for next time'})")
     rate = find()
-    _remember(_own_table(), key, name, config, {field: rate})
+    if own is not None:
+        _remember(own, key, name, config, {field: rate})
     return _usable(rate, name, config)
 
 
@@ -98,8 +102,10 @@ def _usable(rate: float, name: str, config: ServingConfig) -> float:
     return rate
 
 
-def _own_table() -> Path:
-    return Path.home() / ".cache" / "hbmgym" / "class_rates.json"
+def _own_table() -> Path | None:
+    """Of the rates that this user has found; None where nothing can be kept."""
+    folder = cache_folder()
+    return None if folder is None else folder / "class_rates.json"
 
 
 def _read(table: Path) -> dict[str, dict[str, float]]:
@@ -129,10 +135,9 @@ def _remember(table: Path, key: str, name: str, config: ServingConfig, found: Ma
     where = {"of": name, "model": config.model, "gpu": config.gpu, "hbm_gib": config.hbm_gib}
     rates[key] = {**where, **found}  # type: ignore[dict-item]
     try:
-        table.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(table, (json.dumps(rates, indent=1, sort_keys=True) + "\n").encode())
     except OSError as error:
-        print(f"the rate could not be kept for next time: {error}", file=sys.stderr)
+        say(f"the rate could not be kept for next time: {error}")
 
 
 def find_largest_rate(group: AnyTraffic, config: ServingConfig) -> float:
@@ -208,6 +213,7 @@ class _Search:
         return 1.0 - episode_metrics(episode, core.requests, core.setup.tpot_slo_s)["slo_violation_rate"]
 
 
+@command
 def main() -> None:
     """Find the rates that are shipped: every scenario's classes, for all platforms and for a budget of 2 GiB."""
     groups = {group.name: group for scenario in SCENARIOS.values() for group in scenario.classes}

@@ -28,7 +28,8 @@ class CoreVecEnv(VecEnv):
         if threads < 1:
             raise ValueError(f"threads is {threads}, expected an integer >= 1")
         self.envs = list(envs)  # first: VecEnv asks for render_mode while it is constructed
-        assert len({id(env.unwrapped) for env in self.envs}) == len(self.envs) > 0, "give different environments"
+        if not len({id(env.unwrapped) for env in self.envs}) == len(self.envs) > 0:
+            raise ValueError("envs has none, or the same environment twice: give different ones")
         super().__init__(len(self.envs), self.envs[0].observation_space, self.envs[0].action_space)
         self._threads = min(threads, len(self.envs))
         self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None

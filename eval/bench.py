@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from hbmgym.cli import option, parse_options, user_errors, words
+    from hbmgym.cli import command, option, parse_options, user_errors, words
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -199,6 +199,7 @@ PARTS: dict[str, Callable[[], Figures]] = {
 }
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print medians beside the marks that are to be reached."""
     options = parse_options(BenchOptions, __doc__ or "", arguments)

@@ -6,7 +6,7 @@ The truth comes from the scenario's own schedule, which no controller sees.
 import sys
 
 try:
-    from hbmgym.cli import option, parse_options, user_errors
+    from hbmgym.cli import command, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -178,6 +178,7 @@ def measure_worth(name: str, seeds: Sequence[int], policy: Policy | None) -> dic
     return {kind: relative_difference(costs[kind], costs["without"]) for kind in ("found", "told")}
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """One line per scenario; for those with bursts, two more of what the layer is worth to a base."""
     options = parse_options(BurstOptions, (__doc__ or "").splitlines()[0], arguments)

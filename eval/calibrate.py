@@ -7,7 +7,7 @@ reported but refused, and the priors stay loaded.
 import sys
 
 try:
-    from hbmgym.cli import option, parse_options, user_errors
+    from hbmgym.cli import command, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -41,6 +41,7 @@ class CalibrateOptions:
     out: str = option("results/calibration.json", "file for the result; in a checkout the cost model loads this one")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read, fit one half, hold the other against it, print, write."""
     options = parse_options(CalibrateOptions, __doc__ or "", arguments)

@@ -3,13 +3,10 @@
 import csv
 import io
 import json
-import multiprocessing
 import shutil
-import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +24,7 @@ from hbmgym.eval.load import rho
 from hbmgym.eval.oracle import dynamic_oracle, phase_oracle, segment_costs
 from hbmgym.eval.rollout import Cell, Rollout, run_episode
 from hbmgym.files import write_atomically
+from hbmgym.processes import Workers
 
 T = TypeVar("T")
 
@@ -93,28 +91,15 @@ def _run_rho(question: tuple[int, int, tuple[float, ...]]) -> float:
     return rho(shares, bench.workloads[workload].episode(bench.part, seed), bench.config)
 
 
-def start_pool(jobs: int, prepare: Callable[..., object] = int, *arguments: object) -> ProcessPoolExecutor:
-    """Processes that do not hear Ctrl-C; each calls `prepare` first."""
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), prepare, initargs=arguments)
-    # Ctrl-C reaches every process of the terminal, also those that still import; the first one ends the others.
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        for _ in range(jobs):
-            pool.submit(int)  # starts one more, which inherits what is ignored
-    finally:
-        signal.signal(signal.SIGINT, heard)
-    return pool
-
-
 class Runner:
     """Runs tasks of one bench, in `jobs` processes; results do not depend on how many. A context manager."""
 
     def __init__(self, bench: Bench, jobs: int, progress: bool = True) -> None:
         self.bench = bench
         self._progress = progress
-        self._pool: ProcessPoolExecutor | None = None
+        self._workers: Workers | None = None
         if jobs > 1:
-            self._pool = start_pool(jobs, _start_worker, bench)
+            self._workers = Workers(jobs, _start_worker, bench)
         else:
             _start_worker(bench)
 
@@ -122,21 +107,26 @@ class Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        if self._workers is not None:
+            self._workers.close()
         elif isinstance(core := _worker.get("core"), Core):
             core.close()
 
     def run(self, tasks: Sequence[Task], label: str) -> list[Rollout]:
         """In the order of the tasks."""
-        results = self._pool.map(_run_task, tasks) if self._pool else map(_run_task, tasks)
+        results = self._workers.map(_run_task, tasks, self._name) if self._workers else map(_run_task, tasks)
         return list(self._watch(results, len(tasks), label))
 
     def rho(self, workload: int, seed: int, shares: Sequence[float]) -> float:
         """rho of one workload, judged on one episode."""
         questions = [(workload, seed, (share,)) for share in shares]
-        results = self._pool.map(_run_rho, questions) if self._pool else map(_run_rho, questions)
+        name = f"rho of {self.bench.workloads[workload].name}"
+        results = self._workers.map(_run_rho, questions, lambda _: name) if self._workers else map(_run_rho, questions)
         return min(self._watch(results, len(questions), "rho"))
+
+    def _name(self, task: Task) -> str:
+        who = task.controller or "the oracle"
+        return f"{who} on {self.bench.workloads[task.workload].name}, seed {task.seed}"
 
     def _watch(self, results: Iterable[T], total: int, label: str) -> Iterable[T]:
         return tqdm(results, total=total, desc=label, disable=not self._progress, leave=False)
@@ -165,34 +155,52 @@ def check_comparable(cells: Sequence[Cell]) -> None:
                     )
 
 
+class UnusableFolder(ValueError):
+    """An output folder that is in use or cannot be made."""
+
+
 def check_folder(path: Path) -> None:
-    """ValueError when an output folder holds something already."""
+    """UnusableFolder when an output folder holds something already."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"--out {path} is in use: name a new folder, or remove it")
-
-
-def claim_folder(path: Path) -> None:
-    """Make an output folder; ValueError when it is in use or cannot be made."""
-    check_folder(path)
-    make_folder(path)
+        raise UnusableFolder(f"--out {path} is in use: name a new folder, or remove it")
 
 
 def make_folder(path: Path) -> None:
-    """Make an output folder unless it is there; ValueError when it cannot be made."""
+    """Make an output folder unless it is there; UnusableFolder when it cannot be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out {path} cannot be made: {error.strerror}") from error
+        raise UnusableFolder(f"--out {path} cannot be made: {error.strerror}") from error
 
 
 @contextmanager
-def whole_or_gone(out: str) -> Iterator[None]:
-    """Remove an output folder ("": there is none) that was claimed, unless all that belongs there is written."""
+def claimed(out: str | Path) -> Iterator[None]:
+    """Make an output folder ("": there is none); it goes again, with the parents that were made for it, unless all that
+    belongs there is written. UnusableFolder when it is in use or cannot be made."""
+    if not out:
+        yield
+        return
+    path = Path(out)
+    check_folder(path)
+    made = [parent for parent in path.parents if not parent.exists()]
     try:
+        make_folder(path)
         yield
     except BaseException:
-        if out:
-            shutil.rmtree(out)
+        shutil.rmtree(path, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # others have put something there
+                parent.rmdir()
+        raise
+
+
+@contextmanager
+def shown_anyway(show: Callable[[], object]) -> Iterator[None]:
+    """Show what was measured also when it cannot be written."""
+    try:
+        yield
+    except OSError:
+        show()
         raise
 
 

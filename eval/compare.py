@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from hbmgym.cli import in_one_line, option, parse_options, user_errors
+    from hbmgym.cli import command, in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -17,9 +17,8 @@ from hbmgym.controllers.registry import MOVING_CONTROLLERS
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.envs.traces.trace import TraceError
-from hbmgym.eval.cells import Bench, UnequalCells, check_folder, claim_folder, whole_or_gone, write_cells
-from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, compare, controller_names
-from hbmgym.eval.figure import draw_comparison
+from hbmgym.eval.cells import Bench, UnequalCells, UnusableFolder, check_folder, claimed, shown_anyway, write_cells
+from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, Comparison, compare, controller_names
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import backend_lines, print_comparison
 from hbmgym.memory_backend.vmm import BACKENDS, VmmRefused, open_vmm
@@ -46,21 +45,31 @@ class CompareOptions(ServingOptions):
     progress: bool = option(True, "show progress bars")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, print, write."""
     options = parse_options(CompareOptions, __doc__ or "", arguments)
     with user_errors(VmmRefused):
         bench, names, seeds = _prepare(options)
-        if options.out:
-            claim_folder(Path(options.out))
     progress = options.progress and sys.stderr.isatty()
-    with in_one_line(TraceError, UnequalCells, VmmRefused), whole_or_gone(options.out):
+    with in_one_line(TraceError, UnequalCells, UnusableFolder, VmmRefused), claimed(options.out):
         comparison = compare(bench, names, seeds, jobs=options.jobs, oracle=options.oracle, progress=progress)
         if options.out:
-            write_cells(Path(options.out), comparison.rollouts)
-            draw_comparison(Path(options.out), comparison)
+            with shown_anyway(lambda: _show(comparison)):
+                _write(Path(options.out), comparison)
     if options.out:
         print(f"cells.json, cells.csv, timings.json and split-*.png are in {options.out}")
+    _show(comparison)
+
+
+def _write(folder: Path, comparison: Comparison) -> None:
+    from hbmgym.eval.figure import draw_comparison  # matplotlib takes half a second, and a folder that can be written
+
+    write_cells(folder, comparison.rollouts)
+    draw_comparison(folder, comparison)
+
+
+def _show(comparison: Comparison) -> None:
     print_comparison(comparison)
     for line in backend_lines(comparison):
         print(line)

@@ -7,7 +7,7 @@ those that a deeper snapshot on the same prefix supersedes: only a branch could 
 import sys
 
 try:
-    from hbmgym.cli import in_one_line, option, parse_options, user_errors
+    from hbmgym.cli import command, in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -97,6 +97,7 @@ def measure_staleness(config: ServingConfig, episode: Episode, split: str) -> St
     return Staleness(*np.mean(looks, axis=0)) if looks else Staleness(np.nan, np.nan)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, print."""
     options = parse_options(EvictionOptions, (__doc__ or "").splitlines()[0], arguments)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from hbmgym.envs.traces.scenarios import SCENARIOS, phase_schedule
 from hbmgym.eval.comparison import Comparison, WorkloadResult
 from hbmgym.eval.rollout import Rollout
+from hbmgym.files import save_figure
 
 
 def draw_comparison(folder: Path, comparison: Comparison) -> list[Path]:
@@ -43,7 +44,7 @@ def _draw(path: Path, workload: str, seed: int, rollouts: list[Rollout]) -> None
     shares.set(ylim=(0, 1), ylabel="share of the KV cache", title=f"{workload}, episode {seed}")
     queue.set(ylabel="requests waiting", xlabel="simulated time, s", ylim=(0, None))
     shares.legend(loc="upper right", fontsize="small")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def _shade_phases(workload: str, seed: int, end_s: float, shares: Axes, queue: Axes) -> None:

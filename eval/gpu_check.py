@@ -7,7 +7,7 @@ tests use, of which no figure is written; 130 interrupted.
 import sys
 
 try:
-    from hbmgym.cli import option, parse_options, user_errors, words
+    from hbmgym.cli import command, option, parse_options, user_errors, words
     from hbmgym.eval.gpu.device import Device, NoGpu, driver_version
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
@@ -24,6 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from hbmgym.envs.serving.config import GIB
+from hbmgym.eval.cells import shown_anyway
 from hbmgym.eval.gpu import contents, latency, moves, refusals
 from hbmgym.eval.gpu.isolation import Failed, isolated
 from hbmgym.eval.gpu.plan import Facts, Plan
@@ -64,25 +65,25 @@ class GpuCheckOptions:
     quick: bool = option(False, "fewer repetitions and a shorter episode")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Look at the device, run the parts, write after each of them, print what was found."""
     options = parse_options(GpuCheckOptions, __doc__ or "", arguments)
-    try:
-        with user_errors(NoGpu, Failed):
-            plan = Plan(options.gib, options.quick)
-            if unknown := set(options.parts) - set(PARTS):
-                raise ValueError(f"part {', '.join(sorted(unknown))} is unknown, expected one of: {', '.join(PARTS)}")
-            device = _look_at_device(plan)
-            report = _open_report(options, plan, device)
+    with user_errors(NoGpu, Failed):
+        plan = Plan(options.gib, options.quick)
+        if unknown := set(options.parts) - set(PARTS):
+            raise ValueError(f"part {', '.join(sorted(unknown))} is unknown, expected one of: {', '.join(PARTS)}")
+        device = _look_at_device(plan)
+        report = _open_report(options, plan, device)
+    with shown_anyway(lambda: _print(device, report)):
         for part in options.parts or PARTS:
             run_part(part, plan, report)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        files = [] if device["fake"] else report.finish() if not options.parts else [report.partial]
     if device["fake"]:
         print(f"{device['name']} is a double of libcuda for tests: no figure is written")
     else:
-        _print(device, report, whole=not options.parts)
+        _print(device, report)
+        print(f"figures: {', '.join(map(str, files))}")
     if failed := [part for part, outcome in report.parts.items() if outcome["status"] == "failed"]:
         print(f"FAILED: {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)
@@ -150,13 +151,11 @@ def run_part(part: str, plan: Plan, report: Report) -> None:
         raise
 
 
-def _print(device: dict[str, Any], report: Report, whole: bool) -> None:
-    files = report.finish() if whole else [report.partial]
+def _print(device: dict[str, Any], report: Report) -> None:
     width = None if sys.stdout.isatty() else UNBOUNDED_WIDTH
     Console(width=width, soft_wrap=True).print(table(device, report.parts))
     for line in conclusions(report.parts):
         print(line)
-    print(f"figures: {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ default against the best, and the replayed dynamic oracle against the best. Load
 import sys
 
 try:
-    from hbmgym.cli import in_one_line, option, parse_options, user_errors
+    from hbmgym.cli import command, in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -31,7 +31,7 @@ from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.traces.trace import TraceError
-from hbmgym.eval.cells import make_folder, start_pool, write_json
+from hbmgym.eval.cells import make_folder, write_json
 from hbmgym.eval.comparison import RHO_SHARES
 from hbmgym.eval.load import rho
 from hbmgym.eval.opportunities.cases import Case, cases
@@ -43,6 +43,7 @@ from hbmgym.eval.rollout import cell_hash
 from hbmgym.eval.statics import UNSERVED
 from hbmgym.eval.table import UNBOUNDED_WIDTH
 from hbmgym.files import write_atomically
+from hbmgym.processes import Workers
 
 WORDS = ("case", "platform", "verdict")
 COLUMNS = (
@@ -70,6 +71,7 @@ class OpportunityOptions:
     )
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then print, write and draw the map."""
     options = parse_options(OpportunityOptions, (__doc__ or "").splitlines()[0], arguments)
@@ -78,8 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seeds = seeds_for("validation", options.seeds)
         chosen = _calibrated(_cases(options))
         make_folder(folder / "episodes")
-    interrupted = f"interrupted; finished episodes are in {folder} and will not be run again"
-    with in_one_line(TraceError, interrupted=interrupted):
+    with in_one_line(TraceError, kept=f"finished episodes are in {folder} and will not be run again"):
         results = _results(chosen, seeds, folder, options.jobs)
         _print_map(results)
         write_json(folder / "map.json", [result.as_json() for result in results])
@@ -118,13 +119,9 @@ def _calibrated(chosen: Sequence[Case]) -> list[Case]:
 def _results(chosen: Sequence[Case], seeds: Sequence[int], folder: Path, jobs: int) -> list[CaseResult]:
     """In the order of the cases."""
     questions = [(case, seed, folder / "episodes") for case in chosen for seed in seeds]
-    with start_pool(jobs) as pool:
-        try:
-            answers = pool.map(_answer, questions)
-            found = list(tqdm(answers, total=len(questions), desc="episodes", disable=not sys.stderr.isatty()))
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with Workers(jobs) as workers:
+        answers = workers.map(_answer, questions, lambda question: f"{question[0].name}, seed {question[1]}")
+        found = list(tqdm(answers, total=len(questions), desc="episodes", disable=not sys.stderr.isatty()))
     results = []
     for place, case in enumerate(chosen):
         episodes = found[place * len(seeds) : (place + 1) * len(seeds)]

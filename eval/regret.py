@@ -8,7 +8,7 @@ It and all controllers run on the same validation episodes.
 import sys
 
 try:
-    from hbmgym.cli import in_one_line, option, parse_options, user_errors
+    from hbmgym.cli import command, in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -23,7 +23,7 @@ from hbmgym.controllers.registry import make_controller
 from hbmgym.envs.traces.jitter import SPREAD
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.traces.trace import TraceError
-from hbmgym.eval.cells import claim_folder, whole_or_gone, write_json
+from hbmgym.eval.cells import UnusableFolder, check_folder, claimed, shown_anyway, write_json
 from hbmgym.eval.regrets.cases import sane_cases
 from hbmgym.eval.regrets.measure import ORACLES, OTHERS_BEST, measure
 from hbmgym.eval.regrets.report import print_regrets
@@ -61,6 +61,7 @@ class RegretOptions:
     progress: bool = option(True, "show progress bars")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print, write."""
     options = parse_options(RegretOptions, (__doc__ or "").splitlines()[0], arguments)
@@ -69,13 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seeds = seeds_for("validation", options.seeds)
         chosen = sane_cases(Path(options.map), options.platform, options.scenario, options.trace, options.spread)
         if options.out:
-            claim_folder(Path(options.out))
+            check_folder(Path(options.out))
     progress = options.progress and sys.stderr.isatty()
-    with in_one_line(TraceError), whole_or_gone(options.out):
+    with in_one_line(TraceError, UnusableFolder), claimed(options.out):
         regrets = measure(chosen, names, seeds, options.jobs, progress, options.share_error)
         judged = [*names, OTHERS_BEST] if OTHERS_BEST in regrets[0].cells else names
         if options.out:
-            write_json(Path(options.out) / "regret.json", as_json(regrets, judged))
+            with shown_anyway(lambda: print_regrets(regrets, judged)):
+                write_json(Path(options.out) / "regret.json", as_json(regrets, judged))
     print_regrets(regrets, judged)
 
 

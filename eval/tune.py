@@ -8,7 +8,7 @@ controller's own numbers, so that tuned is never worse on these episodes. Equal 
 import sys
 
 try:
-    from hbmgym.cli import in_one_line, option, parse_options, user_errors
+    from hbmgym.cli import command, in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -31,7 +31,7 @@ from hbmgym.envs.serving.core import make_layout, setup_hash
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import Workload
-from hbmgym.eval.cells import Bench, Runner, Task, write_json
+from hbmgym.eval.cells import Bench, Runner, Task, shown_anyway, write_json
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.statics import best_costs
@@ -75,6 +75,7 @@ class Trial:
     score: float
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Tune one controller after the other; each is in the table as soon as it is done."""
     options = parse_options(TuneOptions, (__doc__ or "").splitlines()[0], arguments)
@@ -82,14 +83,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = Path(options.out)
         bench, names, seeds = _prepare(options)
     progress = options.progress and sys.stderr.isatty()
-    interrupted = f"interrupted; what was tuned before is in {table}"
-    with in_one_line(TraceError, interrupted=interrupted), Runner(bench, options.jobs, progress) as runner:
+    kept = f"what was tuned before is in {table}"
+    with in_one_line(TraceError, kept=kept), Runner(bench, options.jobs, progress) as runner:
         scores = Scores(runner, seeds)
         for name in names:
             found = search(name, options.trials, lambda parameters, name=name: scores.of(name, parameters))  # type: ignore[misc]
             watched = tqdm(found, total=options.trials, desc=name, disable=not progress, leave=False)
             trials = list(watched)
-            _keep(table, name, trials, bench, seeds)
+            with shown_anyway(lambda name=name, trials=trials: print(_line(name, trials))):  # type: ignore[misc]
+                _keep(table, name, trials, bench, seeds)
             print(_line(name, trials))
 
 

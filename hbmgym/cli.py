@@ -1,14 +1,24 @@
-"""Command lines from frozen dataclasses: a flag per field, and one line with exit code 2 for a user's mistake."""
+"""Command lines from frozen dataclasses: a flag per field, and one line where something goes wrong.
+
+Exit codes: 2 for a user's mistake; 1 where a worker was killed, memory ran out, or something could not be written; 130,
+143 and 129 after Ctrl-C, SIGTERM and SIGHUP; 141 where nobody reads what is printed.
+"""
 
 import argparse
 import dataclasses
+import functools
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, ParamSpec, TypeVar, get_type_hints
+
+from hbmgym.processes import STOPPING, WorkerDied, stopped_by
+from hbmgym.streams import FAILED, say, usable_streams
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:
@@ -61,6 +71,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         fail(f"{message} (see --help)")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse does not say when it fails
+
 
 def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
     flag, default, extra = "--" + field.name.replace("_", "-"), field.default, dict(field.metadata)
@@ -75,10 +88,33 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hi
         parser.add_argument(flag, type=integer if hint is int else hint, default=default, **extra)
 
 
+def command(main: Callable[P, None]) -> Callable[P, None]:
+    """Around every `main`: SIGTERM and SIGHUP stop it as Ctrl-C does, and what goes wrong outside of it is one line."""
+
+    @functools.wraps(main)
+    def run(*arguments: P.args, **named: P.kwargs) -> None:
+        with usable_streams(), stopped_by(*STOPPING), in_one_line():
+            _require_place()
+            main(*arguments, **named)
+
+    return run
+
+
+def _require_place() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        fail("the current folder is gone: change to another one")
+
+
 def fail(message: str) -> Any:
     """Print one line and leave with exit code 2."""
-    print(f"{_program()}: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
+    _leave(message, 2)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    say(f"{_program()}: {' '.join(message.split())}")
+    raise SystemExit(code)
 
 
 def _program() -> str:
@@ -93,12 +129,34 @@ def user_errors(*kinds: type[Exception]) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def in_one_line(*kinds: type[Exception], interrupted: str = "interrupted") -> Iterator[None]:
-    """Turn errors of these kinds into one line and exit code 2, and Ctrl-C into a line `interrupted` and 130."""
+def in_one_line(*kinds: type[Exception], kept: str = "") -> Iterator[None]:
+    """Turn errors of these kinds into one line and exit code 2, and what stops or fails any command into one line with
+    its own code, which says what is `kept`."""
     try:
         yield
     except kinds as error:
+        _require_stdout(error)
         fail(str(error))
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as stop:
+        say(_and(str(stop) or "interrupted", kept))
+        raise SystemExit(getattr(stop, "code", 130)) from None
+    except WorkerDied as end:
+        _leave(_and(str(end), kept), FAILED)
+    except OSError as error:
+        _require_stdout(error)
+        _leave(_and(f"{error.filename}: {error.strerror}" if error.filename else str(error), kept), FAILED)
+    except MemoryError as error:
+        what = f"memory ran out ({error})" if str(error) else "memory ran out"
+        _leave(_and(f"{what}: give fewer --jobs, or more memory", kept), FAILED)
+
+
+def _require_stdout(error: Exception) -> None:
+    """Where it is stdout that could not be written, let `usable_streams` say so."""
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if isinstance(error, OSError) and not error.filename:
+        sys.stdout.flush()
+
+
+def _and(what: str, kept: str) -> str:
+    return f"{what}; {kept}" if kept else what

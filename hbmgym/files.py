@@ -1,20 +1,42 @@
 """Files that are either whole or not there."""
 
+import io
 import os
-import tempfile
+import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside `path`, flush it to the disk, and rename it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write the file whole or not at all; what is no file (/dev/stdout) is written to. An OSError names `path`."""
     try:
-        with os.fdopen(handle, "wb") as file:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+        else:
+            _replace(path, content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write to a temporary file beside `path`, flush it to the disk, and rename it."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def save_figure(figure: "Figure", path: Path, dpi: int) -> None:
+    """A PNG, whole or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=dpi)
+    write_atomically(path, content.getvalue())

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from hbmgym.memory_backend.invariants import require
 from hbmgym.memory_backend.jit import kernel, subkernel
 
 NONE = -1  # ends lists and marks "no entry" in the arrays of the kernels
@@ -128,13 +129,13 @@ def check_order(pool: Any, cached: np.ndarray) -> None:
     ranks, size = pool.ranks, int(pool.meta.heap_size)
     if pool.meta.order != LRU:
         cached = cached[ranks["continued"][cached] == 0]
-        assert np.array_equal(ranks["place"][pool.heap[:size]], np.arange(size)), "the heap has lost a place"
-        assert np.count_nonzero(ranks["place"] != NONE) == size, "an entry outside the heap has a place"
+        require(np.array_equal(ranks["place"][pool.heap[:size]], np.arange(size)), "the heap has lost a place")
+        require(np.count_nonzero(ranks["place"] != NONE) == size, "an entry outside the heap has a place")
         above = pool.heap[(np.arange(1, size) - 1) // 2]
         below = pool.heap[1:size]
-        assert np.all(ranks["value"][above] <= ranks["value"][below]), "the heap is out of order"
+        require(np.all(ranks["value"][above] <= ranks["value"][below]), "the heap is out of order")
     order = eviction_order(pool)
-    assert sorted(order) == sorted(cached.tolist()), "the eviction order does not hold the cached entries"
+    require(sorted(order) == sorted(cached.tolist()), "the eviction order does not hold the cached entries")
 
 
 # --- lru, and what nobody can match: a list through entry.prev and entry.next

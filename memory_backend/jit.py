@@ -9,11 +9,12 @@ every subkernel with all that it calls, once more at each level; here a kernel a
 once, and passes that change no kernel are left out: together two thirds of the time.
 """
 
+import functools
 import gc
 import hashlib
 import importlib
+import multiprocessing
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
+from numba.core.caching import FunctionCache, NullCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase
 from numba.core.compiler_machinery import PassManager
@@ -33,6 +35,10 @@ from numba.core.typed_passes import (
 )
 from numba.core.untyped_passes import FixupArgs, GenericRewrites, IRProcessing, ReconstructSSA, TranslateByteCode
 from numba.np import linalg
+
+from hbmgym.private import cache_folder, private_folder
+from hbmgym.processes import unstopped
+from hbmgym.streams import say
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _KERNEL_FOLDERS = ("memory_backend", "envs", "controllers", "eval")
@@ -51,16 +57,17 @@ def _source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _cache_folder() -> str:
-    name = f"kernels-{_source_hash()}"
-    for base in (Path.home() / ".cache" / "hbmgym", Path(tempfile.gettempdir()) / "hbmgym"):
-        try:
-            (base / name).mkdir(parents=True, exist_ok=True)
-            _forget_old_caches(base)
-        except OSError:
-            continue
-        return str(base / name)
-    return tempfile.mkdtemp(prefix="hbmgym-")
+def _cache_folder() -> Path | None:
+    """Where kernels are kept; None where nothing private can be written."""
+    base = cache_folder()
+    if base is None:
+        return None
+    try:
+        folder = private_folder(base / f"kernels-{_source_hash()}")
+        _forget_old_caches(base)
+    except OSError:
+        return None
+    return folder
 
 
 def _forget_old_caches(base: Path) -> None:
@@ -68,6 +75,47 @@ def _forget_old_caches(base: Path) -> None:
     folders = sorted(base.glob("kernels-*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in folders[_KEPT_CACHES:]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class _KernelCache(FunctionCache):  # type: ignore[misc]  # numba has no types
+    """numba's cache on the disk in `KERNEL_CACHE`; where it cannot be read or written, kernels are compiled."""
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        try:
+            with unstopped():
+                return super().load_overload(signature, context)
+        except Exception:  # the disk's errors, and a dozen kinds for a damaged file
+            return None
+
+    def save_overload(self, signature: Any, overload: Any) -> None:
+        try:
+            super().save_overload(signature, overload)
+        except OSError as error:
+            _note_not_kept(f"{self.cache_path}: {error.strerror}")
+
+
+def _cache_of(function: Callable[..., Any]) -> Any:
+    """Where a kernel is kept: in KERNEL_CACHE or not at all, while numba would try other folders."""
+    if KERNEL_CACHE is not None:
+        saved = numba.config.CACHE_DIR  # is read now; restoring it leaves other users of numba alone
+        numba.config.CACHE_DIR = str(KERNEL_CACHE)
+        try:
+            cache = _KernelCache(function)
+        except RuntimeError:
+            cache = None
+        finally:
+            numba.config.CACHE_DIR = saved
+        if cache is not None and Path(cache.cache_path).is_relative_to(KERNEL_CACHE):
+            return cache
+    _note_not_kept(f"{KERNEL_CACHE or 'no private folder'} cannot be written")
+    return NullCache()
+
+
+@functools.cache
+def _note_not_kept(reason: str) -> None:
+    """Once, and not again in every worker process."""
+    if multiprocessing.parent_process() is None:
+        say(f"compiled kernels are not kept, every start compiles them again: {reason}")
 
 
 def _import_arrays_without_scipy() -> None:
@@ -169,7 +217,8 @@ class _KernelCompiler(CompilerBase):  # type: ignore[misc]  # numba has no types
         collects = gc.isenabled()
         gc.disable()  # the compiler makes millions of small objects, few of them garbage
         try:
-            return super().compile_extra(func)
+            with unstopped():
+                return super().compile_extra(func)
         finally:
             if collects:
                 # To the oldest generation, or the next collection would visit them all.
@@ -184,15 +233,10 @@ class _SubkernelCompiler(_KernelCompiler):
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function`, to be called from Python and from kernels; with NUMBA_DISABLE_JIT=1 it stays Python."""
-    # The setting is read when the function is decorated; restoring it leaves other users of numba alone.
-    saved = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = KERNEL_CACHE
-    try:
-        compiled = numba.njit(cache=True, pipeline_class=_KernelCompiler, **_OPTIONS)(function)
-    finally:
-        numba.config.CACHE_DIR = saved
     if numba.config.DISABLE_JIT:
         return np.errstate(all="ignore")(function)  # machine code does not warn either
+    compiled = numba.njit(pipeline_class=_KernelCompiler, **_OPTIONS)(function)
+    compiled._cache = _cache_of(function)
     # To kernels that call it, it is a subkernel.
     inlined: Any = subkernel(function)
     compiled.get_call_template, compiled.get_overload = inlined.get_call_template, inlined.get_overload

@@ -13,6 +13,7 @@ from hbmgym.memory_backend.ages import AGES, age_bits, join, part
 from hbmgym.memory_backend.bits import lowest_bit
 from hbmgym.memory_backend.eviction import LRU, check_order, enter, enter_first, leave, make_ranks
 from hbmgym.memory_backend.eviction import NONE as NONE
+from hbmgym.memory_backend.invariants import require
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.oplog import CHECK, COPY, STAMP, ZERO, record_op
 
@@ -362,17 +363,17 @@ def check_pool(pool: Pool) -> None:
     meta, entries = pool.meta, pool.entries
     used = np.flatnonzero(entries["block"] != NONE)
     live, cached = used[entries["pins"][used] > 0], used[entries["pins"][used] == 0]
-    assert len(live) == meta.live and len(cached) == meta.cached, (len(live), len(cached), meta)
-    assert meta.capacity == meta.chunks * meta.chunk_bytes // meta.block_bytes and meta.limit <= meta.capacity, meta
-    assert meta.live + meta.cached <= meta.capacity, meta
-    assert np.all(entries["block"][used] < meta.capacity), "a block above the mapped chunks is in use"
-    assert np.array_equal(pool.entry_at[entries["block"][used]], used), "entry_at does not invert the page table"
-    assert np.count_nonzero(pool.entry_at != NONE) == len(used), "entry_at names a free entry"
+    require(len(live) == meta.live and len(cached) == meta.cached, (len(live), len(cached), meta))
+    require(meta.capacity == meta.chunks * meta.chunk_bytes // meta.block_bytes and meta.limit <= meta.capacity, meta)
+    require(meta.live + meta.cached <= meta.capacity, meta)
+    require(np.all(entries["block"][used] < meta.capacity), "a block above the mapped chunks is in use")
+    require(np.array_equal(pool.entry_at[entries["block"][used]], used), "entry_at does not invert the page table")
+    require(np.count_nonzero(pool.entry_at != NONE) == len(used), "entry_at names a free entry")
     set_bits = pool.entry_at == NONE
     for start, stop in zip(pool.level_start, pool.level_start[1:], strict=False):
         padded = np.zeros((stop - start) * WORD, np.int64)
         padded[: len(set_bits)] = set_bits
         words = (padded.reshape(-1, WORD) << np.arange(WORD)).sum(axis=1)
-        assert np.array_equal(pool.free_bits[start:stop], words), "the bitmap of free blocks is wrong"
+        require(np.array_equal(pool.free_bits[start:stop], words), "the bitmap of free blocks is wrong")
         set_bits = words != 0
     check_order(pool, cached)

@@ -11,6 +11,7 @@ import numpy as np
 
 from hbmgym.memory_backend.ages import lost_blocks, note_eviction, part
 from hbmgym.memory_backend.eviction import LRU, NONE, begin_rank, end_rank, first_victim, hit, set_ends_in_state
+from hbmgym.memory_backend.invariants import require
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, NOTHING, SSM, OpLog, make_op_log
 from hbmgym.memory_backend.pools import (
@@ -312,7 +313,7 @@ def check_chunks(memory: Memory, vmm: Vmm) -> None:
     """Raise AssertionError unless the backend has the chunks of both pools where the memory has them."""
     for pool in (memory.kv, memory.ssm):
         chunks = memory.chunk_at[pool.meta.pool, : pool.meta.chunks]
-        assert np.array_equal(vmm.chunk_at(pool.meta.pool), chunks), "the backend has mapped other chunks"
+        require(np.array_equal(vmm.chunk_at(pool.meta.pool), chunks), "the backend has mapped other chunks")
 
 
 def check_memory(memory: Memory) -> None:
@@ -321,16 +322,16 @@ def check_memory(memory: Memory) -> None:
     check_pool(memory.ssm)
     for pool, column in ((memory.kv, "page"), (memory.ssm, "snapshot")):
         held = np.flatnonzero(memory.ids[column] != NONE)
-        assert np.array_equal(pool.entries["key"][memory.ids[column][held]], held), f"a {column} has another id"
+        require(np.array_equal(pool.entries["key"][memory.ids[column][held]], held), f"a {column} has another id")
         keyed = np.flatnonzero(pool.entries["key"] != NONE)
-        assert len(keyed) == len(held), f"a {column} is keyed but not in the index"
-    assert np.all(memory.ssm.entries["key"][memory.ssm.entries["pins"] > 0] == NONE), "a live slot has an id"
+        require(len(keyed) == len(held), f"a {column} is keyed but not in the index")
+    require(np.all(memory.ssm.entries["key"][memory.ssm.entries["pins"] > 0] == NONE), "a live slot has an id")
     with_snapshot = memory.ids["snapshot"] != NONE
-    assert np.all(memory.ids["page"][with_snapshot] != NONE), "a snapshot outlived its page"
+    require(np.all(memory.ids["page"][with_snapshot] != NONE), "a snapshot outlived its page")
     if memory.kv.meta.order != LRU:
         _check_ranks(memory)
     owned = np.concatenate([memory.chunk_at[p, : pool.meta.chunks] for p, pool in enumerate((memory.kv, memory.ssm))])
-    assert np.array_equal(np.sort(owned), np.arange(memory.split.chunks)), "a chunk is lost or owned twice"
+    require(np.array_equal(np.sort(owned), np.arange(memory.split.chunks)), "a chunk is lost or owned twice")
 
 
 def _check_ranks(memory: Memory) -> None:
@@ -338,7 +339,7 @@ def _check_ranks(memory: Memory) -> None:
     ranks, keys = memory.kv.ranks, memory.kv.entries["key"]
     parents = ranks["parent"][keys != NONE]
     continued = np.bincount(parents[parents != NONE], minlength=len(ranks))
-    assert np.array_equal(ranks["continued"], continued), "the pages that continue a page are miscounted"
+    require(np.array_equal(ranks["continued"], continued), "the pages that continue a page are miscounted")
     pages = np.flatnonzero(keys != NONE)
     ends_in_state = memory.ids["snapshot"][keys[pages]] != NONE
-    assert np.array_equal(ranks["ends_in_state"][pages] == 1, ends_in_state), "a page is wrong about its snapshot"
+    require(np.array_equal(ranks["ends_in_state"][pages] == 1, ends_in_state), "a page is wrong about its snapshot")

@@ -9,6 +9,7 @@ Nothing is preempted for a resize: (1) binds whoever is admitted. Where requests
 mapped (`pages_grow`), free KV chunks stay with them until live <= C; otherwise a pool gives what it can.
 """
 
+from hbmgym.memory_backend.invariants import InvariantError
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import COPY, KV, MOVE, record_op
 from hbmgym.memory_backend.pools import NONE, change_block, relocate
@@ -91,7 +92,8 @@ def _clear_top(pool, log, capacity):
     for block in range(capacity, pool.meta.capacity):
         entry = pool.entry_at[block]
         if entry != NONE:
-            assert pool.entries[entry].block == block, "entry_at does not invert the page table"
+            if pool.entries[entry].block != block:
+                raise InvariantError("entry_at does not invert the page table")
             relocate(pool, log, entry)
             copied += pool.meta.block_bytes
     return copied
@@ -167,13 +169,15 @@ def change_split_now(memory, slots):
     What is live must fit, and no request may be under way.
     """
     kv, ssm = memory.kv, memory.ssm
-    assert kv.meta.chunks == kv.meta.target_chunks, "a requested split is under way"
+    if kv.meta.chunks != kv.meta.target_chunks:
+        raise InvariantError("a requested split is under way")
     ssm_chunks = ssm_chunks_of(memory, slots)
     memory.split.requested_slots = slots
     _set_target(ssm, ssm_chunks)
     _set_target(kv, memory.split.chunks - ssm_chunks)
     _evict_to_limits(memory)
-    assert kv.meta.live <= kv.meta.limit and ssm.meta.live <= ssm.meta.limit, "live blocks are in the way"
+    if kv.meta.live > kv.meta.limit or ssm.meta.live > ssm.meta.limit:
+        raise InvariantError("live blocks are in the way")
     count = abs(kv.meta.chunks - kv.meta.target_chunks)
     return count, _move_chunks(memory, kv.meta.chunks > kv.meta.target_chunks, count)
 

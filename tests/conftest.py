@@ -37,10 +37,12 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("home")
     caches = home / ".cache"
     (caches / "hbmgym").mkdir(parents=True)
-    (caches / "hbmgym" / Path(KERNEL_CACHE).name).symlink_to(KERNEL_CACHE)
+    if KERNEL_CACHE is not None:
+        (caches / "hbmgym" / KERNEL_CACHE.name).symlink_to(KERNEL_CACHE)
     (caches / "matplotlib").symlink_to(matplotlib.get_cachedir())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
+        patch.delenv("XDG_CACHE_HOME", raising=False)
         yield home
 
 

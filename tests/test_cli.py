@@ -96,9 +96,9 @@ def test_ctrl_c_is_a_line_as_well(capsys):
     with pytest.raises(SystemExit) as leaving, user_errors():
         raise KeyboardInterrupt
     assert leaving.value.code == 130
-    with pytest.raises(SystemExit), in_one_line(interrupted="half is done"):
+    with pytest.raises(SystemExit), in_one_line(kept="half is done"):
         raise KeyboardInterrupt
-    assert capsys.readouterr().err == "interrupted\nhalf is done\n"
+    assert capsys.readouterr().err == "interrupted\ninterrupted; half is done\n"
     with pytest.raises(ValueError), in_one_line(LookupError):
         raise ValueError("ours")
 

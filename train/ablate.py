@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from hbmgym.cli import in_one_line, option, parse_options, user_errors
+    from hbmgym.cli import command, in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -22,14 +22,13 @@ from rich.table import Table
 from hbmgym.controllers.helm.policy import PolicyError
 from hbmgym.controllers.observation import OBSERVATION_GROUPS
 from hbmgym.envs.traces.seeds import SEED_RANGES, seeds_for
-from hbmgym.eval.cells import make_folder, write_json
+from hbmgym.eval.cells import make_folder, shown_anyway, write_json
 from hbmgym.eval.provenance import provenance
 from hbmgym.eval.regret import MAP
 from hbmgym.eval.regrets.cases import SaneCase, sane_cases
 from hbmgym.eval.regrets.measure import measure
 from hbmgym.eval.table import UNBOUNDED_WIDTH
 from hbmgym.train.domains import Domain
-from hbmgym.train.learn import Interrupted
 from hbmgym.train.online import LEARNING_RATE, live_costs
 from hbmgym.train.options import TrainOptions
 from hbmgym.train.ppo import Run, by_recipe, learn_each, prepare, with_references
@@ -96,18 +95,15 @@ class AblateOptions:
         return self.folder(arm, seed) / "last_policy.npz"
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, judge, print, write ablations.json."""
     options = parse_options(AblateOptions, (__doc__ or "").splitlines()[0], arguments)
     with user_errors():
         cases, episodes = sane_cases(Path(MAP)), _episodes(options)
         make_folder(Path(options.out))
-    gone = f"interrupted; the same command goes on with what {options.out} has"
-    with in_one_line(CannotGoOn, PolicyError, interrupted=gone):
-        try:
-            _train(options)
-        except Interrupted:
-            raise KeyboardInterrupt from None
+    with in_one_line(CannotGoOn, PolicyError, kept=f"the same command goes on with what {options.out} has"):
+        _train(options)
         costs, best = _judge(options, cases, episodes)
     known = {"best static": best, **costs}
     facts = {"options": dataclasses.asdict(options), **provenance(("hbmgym",))}
@@ -116,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         **{arm: own.tolist() for arm, own in known.items()},
         **facts,
     }
-    write_json(Path(options.out) / "ablations.json", rows)
+    with shown_anyway(lambda: print_ablations(costs, best, options.episodes)):
+        write_json(Path(options.out) / "ablations.json", rows)
     print_ablations(costs, best, options.episodes)
 
 

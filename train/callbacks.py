@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -256,6 +255,7 @@ class Checkpoints(BaseCallback):
 
     def save(self) -> None:
         """Save now."""
-        temporary = self._folder / "checkpoints" / ".model.zip"
-        self.model.save(temporary)
-        os.replace(temporary, self._folder / "checkpoints" / f"model_{self.model.num_timesteps}.zip")
+        content = io.BytesIO()
+        self.model.save(content)
+        name = f"model_{self.model.num_timesteps}.zip"
+        write_atomically(self._folder / "checkpoints" / name, content.getvalue())

@@ -16,7 +16,7 @@ from hbmgym.envs.traces.episode import Loop
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.workload import TraceWorkload, Workload, open_workloads
-from hbmgym.eval.cells import Bench, write_cells, write_json
+from hbmgym.eval.cells import Bench, shown_anyway, write_cells, write_json
 from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, Comparison, compare, controller_names
 from hbmgym.eval.figure import draw_comparison
 from hbmgym.eval.intervals import iqm
@@ -27,6 +27,7 @@ from hbmgym.eval.regrets.measure import measure
 from hbmgym.eval.regrets.report import print_regrets
 from hbmgym.eval.regrets.summary import as_json
 from hbmgym.eval.replay import Replay, excerpt, replay
+from hbmgym.eval.table import print_comparison
 from hbmgym.memory_backend.vmm import VmmRefused
 from hbmgym.train.options import TrainOptions
 
@@ -50,9 +51,10 @@ def compare_policy(
     names = controller_names(f"{DEFAULT_CONTROLLERS},ppo:{folder / 'policy.npz'}", make_layout(config))
     seeds = seeds_for("validation", options.table_episodes)
     comparison = compare(bench, names, seeds, jobs=options.jobs, oracle=True, progress=options.progress)
-    write_cells(folder, comparison.rollouts)
-    draw_comparison(folder, comparison)
-    _draw_references(folder, comparison, options.total_timesteps)
+    with shown_anyway(lambda: print_comparison(comparison)):
+        write_cells(folder, comparison.rollouts)
+        draw_comparison(folder, comparison)
+        _draw_references(folder, comparison, options.total_timesteps)
     return comparison
 
 

@@ -33,15 +33,11 @@ LEAST_REWARD = -20.0
 """Returns of some tens, of which a few requests that wait too long make hundreds, are learned slowly."""
 
 
-class Interrupted(Exception):
-    """The user stopped the run; it can be continued."""
-
-
 def learn(options: TrainOptions, folder: Path, training: Sequence[Domain], validation: Sequence[Domain]) -> float:
     """Train up to options.total_timesteps and write policy.npz; returns its cost on validation over the best fixed
     splits', the least of all evaluations.
 
-    Continues from the run's last checkpoint if it has one. Raises Interrupted after Ctrl-C, with a checkpoint saved.
+    Continues from the run's last checkpoint if it has one. Ctrl-C, SIGTERM and SIGHUP leave a checkpoint behind.
     """
     torch.set_num_threads(1)
     header = Header(action_kind="absolute" if options.absolute else "incremental", training=_facts(options, training))
@@ -69,9 +65,10 @@ def learn(options: TrainOptions, folder: Path, training: Sequence[Domain], valid
         elif not (folder / "policy.npz").is_file():  # it was stopped in the last evaluation
             judge.judge()
             model.logger.dump(model.num_timesteps)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         saver.save()
-        raise Interrupted(f"interrupted after {model.num_timesteps} windows") from None
+        stop.args = (f"{str(stop) or 'interrupted'} after {model.num_timesteps} windows",)
+        raise
     finally:
         env.close()
         model.logger.close()

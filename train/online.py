@@ -19,9 +19,9 @@ from hbmgym.controllers.actions import Steps
 from hbmgym.controllers.base import Decision, Setup
 from hbmgym.controllers.observation import OBSERVATION_SIZE, observe
 from hbmgym.envs.serving.core import Core
-from hbmgym.eval.cells import start_pool
 from hbmgym.eval.regrets.cases import SaneCase
 from hbmgym.eval.rollout import run_episode
+from hbmgym.processes import Workers
 from hbmgym.train.callbacks import AVERAGED, SEEN, actor_linears
 from hbmgym.train.learn import LEAST_REWARD, REWARD_SCALE
 
@@ -124,8 +124,9 @@ def live_costs(
 ) -> np.ndarray:
     """float64 (checkpoints, cases): mean cost of the seeds' validation episodes, each begun with the saved model."""
     tasks = [(path, case, tuple(seeds), learning_rate) for path in checkpoints for case in cases]
-    with start_pool(jobs) as pool:
-        watched = tqdm(pool.map(_live_cost, tasks), total=len(tasks), desc="online", disable=not progress, leave=False)
+    with Workers(jobs) as workers:
+        costs = workers.map(_live_cost, tasks, lambda task: f"{task[0]} on {task[1].traffic.name}")
+        watched = tqdm(costs, total=len(tasks), desc="online", disable=not progress, leave=False)
         return np.reshape(list(watched), (len(checkpoints), len(cases)))
 
 

@@ -36,7 +36,9 @@ class TrainOptions(ServingOptions):
     table_episodes: int = option(8, "validation episodes of the table at the end")
     jobs: int = option(2, "processes of the table at the end, and of --seeds")
     out: str = option("", "run folder; by default the next free one under runs/")
-    resume: str = option("", "run folder to continue; its own options apply", metavar="RUN")
+    resume: str = option(
+        "", "run folder to continue; its own options apply; checkpoints are pickles: only what you trust", metavar="RUN"
+    )
     final: bool = option(
         True, "compare at the end, and replay one episode with real remapping; a recipe: eval/regret.py"
     )

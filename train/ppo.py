@@ -3,14 +3,13 @@
 import sys
 
 try:
-    from hbmgym.cli import fail, parse_named, user_errors
+    from hbmgym.cli import command, fail, in_one_line, parse_named, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
 
 import dataclasses
 import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -21,15 +20,16 @@ from hbmgym.controllers.helm.policy import PolicyError
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import SEED_RANGES, seeds_for
 from hbmgym.envs.traces.trace import TraceError
-from hbmgym.eval.cells import check_folder, start_pool, write_json
+from hbmgym.eval.cells import check_folder, write_json
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import print_comparison, summary_lines
 from hbmgym.files import write_atomically
 from hbmgym.memory_backend.vmm import VmmRefused, open_vmm
+from hbmgym.processes import Workers
 from hbmgym.train import choice
 from hbmgym.train.domains import Domain, Traffic, find_references
 from hbmgym.train.finish import compare_policy, idle_lines, judge_everywhere, replay_on_memory, score_lines
-from hbmgym.train.learn import Interrupted, learn
+from hbmgym.train.learn import learn
 from hbmgym.train.options import SMOKE, TrainOptions
 from hbmgym.train.recipes import RECIPES, at_costs, open_traffic, served
 from hbmgym.train.runs import CannotGoOn, held, new_run, read_options
@@ -37,6 +37,7 @@ from hbmgym.train.runs import CannotGoOn, held, new_run, read_options
 REFERENCE_SEEDS = 3
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, train, compare (a recipe: judge on every sane case) and replay on real memory, write summary.json."""
     given, named = parse_named(TrainOptions, __doc__ or "", arguments)
@@ -55,20 +56,18 @@ def _run(options: TrainOptions, folder: Path, training: Sequence[Traffic], valid
     """Train and finish; what stops a run on its way is one line that says how it goes on, or why it cannot."""
     print(f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}", flush=True)
     started = time.perf_counter()
+    go_on = f"go on with: python train/ppo.py --resume {folder}"
     try:
-        scores = _train(options, folder, *with_references(options, folder, training, validation))
-        trained_s = time.perf_counter() - started
-        print(f"trained in {trained_s:.0f} s; policy: {folder / 'policy.npz'}", flush=True)
-        for line in score_lines(scores):
-            print(line)
-        summary = {"trained_s": trained_s, "validation_score_of_seeds": scores}
-        write_json(folder / "summary.json", summary)
-        if options.final:
-            _finish(options, folder, training[0], summary)
-    except (Interrupted, KeyboardInterrupt) as interruption:
-        what = str(interruption) or "interrupted"
-        print(f"{what}; go on with: python train/ppo.py --resume {folder}", file=sys.stderr)
-        raise SystemExit(130) from None
+        with in_one_line(kept=go_on):
+            scores = _train(options, folder, *with_references(options, folder, training, validation))
+            trained_s = time.perf_counter() - started
+            print(f"trained in {trained_s:.0f} s; policy: {folder / 'policy.npz'}", flush=True)
+            for line in score_lines(scores):
+                print(line)
+            summary = {"trained_s": trained_s, "validation_score_of_seeds": scores}
+            write_json(folder / "summary.json", summary)
+            if options.final:
+                _finish(options, folder, training[0], summary)
     except CannotGoOn as error:
         fail(f"{folder} cannot be resumed: {error}: start a new run")
     except PolicyError as error:
@@ -76,7 +75,7 @@ def _run(options: TrainOptions, folder: Path, training: Sequence[Traffic], valid
     except TraceError as error:
         fail(f"{error}; a run keeps its traffic: start a new one")
     except VmmRefused as refusal:
-        fail(f"{refusal}; go on with: python train/ppo.py --resume {folder}")
+        fail(f"{refusal}; {go_on}")
 
 
 def _settle(given: TrainOptions, named: set[str]) -> TrainOptions:
@@ -192,37 +191,13 @@ def learn_each(runs: Sequence[Run], jobs: int) -> Iterator[Run]:
     for run in runs:
         for name in ("checkpoints", "best"):
             (run.folder / name).mkdir(parents=True, exist_ok=True)
-    with start_pool(jobs, _note_interrupts) as pool:
-        try:
-            for run, task in [(run, pool.submit(_learn_one, run)) for run in runs]:
-                task.result()
-                yield run
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # else what has not begun would be run first
-            raise
-
-
-_interrupted: list[str] = []
-"""Filled in a worker process by Ctrl-C."""
-
-
-def _note_interrupts() -> None:
-    """Ctrl-C ends no idle worker, which would break the pool and end the others before they have saved."""
-    signal.signal(signal.SIGINT, lambda *_: _interrupted.append("interrupted"))
+    with Workers(jobs) as workers:
+        for run, _ in zip(runs, workers.map(_learn_one, runs, lambda run: f"training in {run.folder}"), strict=True):
+            yield run
 
 
 def _learn_one(run: Run) -> float:
-    """`learn` in a worker process, which takes up no further run after Ctrl-C."""
-    if _interrupted:
-        raise Interrupted(_interrupted[0])
-    noting = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return learn(dataclasses.replace(run.options, progress=False), run.folder, run.training, run.validation)
-    except (Interrupted, KeyboardInterrupt) as interruption:
-        _interrupted.append(str(interruption) or "interrupted")
-        raise
-    finally:
-        signal.signal(signal.SIGINT, noting)
+    return learn(dataclasses.replace(run.options, progress=False), run.folder, run.training, run.validation)
 
 
 def _finish(options: TrainOptions, folder: Path, traffic: Traffic, summary: dict[str, object]) -> None:

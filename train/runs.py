@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hbmgym.envs.workload import DEFAULT_SCENARIO
-from hbmgym.eval.cells import claim_folder, write_json
+from hbmgym.eval.cells import claimed, write_json
 from hbmgym.eval.provenance import provenance
+from hbmgym.streams import say
 from hbmgym.train.options import TrainOptions
 
 RUNS = Path("runs")
@@ -28,10 +29,10 @@ def new_run(options: TrainOptions) -> Path:
     """Make the run's folder; ValueError when the one that was named is in use."""
     folder = Path(options.out) if options.out else _next_free("-".join(["ppo", *_traffic(options)]))
     facts = {"options": dataclasses.asdict(options), **provenance(_PACKAGES)}
-    claim_folder(folder)
-    (folder / "checkpoints").mkdir()
-    (folder / "best").mkdir()
-    write_json(folder / "config.json", facts)
+    with claimed(folder):
+        (folder / "checkpoints").mkdir()
+        (folder / "best").mkdir()
+        write_json(folder / "config.json", facts)
     return folder
 
 
@@ -63,12 +64,14 @@ def read_options(folder: Path) -> TrainOptions:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep a run's folder from other processes, which would overwrite what this one saves; ValueError when one has it
-    already."""
+    already. Not every file system has locks: there a line says so."""
     with (folder / "config.json").open("rb+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{folder} is in use by another process: wait until it has ended, or stop it") from None
+        except OSError as error:
+            say(f"{folder} cannot be locked ({error.strerror}): start no other process on it")
         yield
 
 

@@ -32,6 +32,7 @@ from hbmgym.envs.serving.telemetry import close_window, make_window
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.memory_backend.eviction import ORDERS
 from hbmgym.memory_backend.geometry import find_model
+from hbmgym.memory_backend.invariants import require
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.oplog import EVERYTHING, NOTHING
 from hbmgym.memory_backend.prefix_cache import NEVER, Memory, check_chunks, check_memory, check_stamps, make_memory
@@ -170,7 +171,8 @@ class Core:
         `share_bounds` are the shares the controller can reach: a request too large for all of them is rejected at
         arrival. Where shortages move the split too, they are the layout's. Returns the Telemetry record at time 0.
         """
-        assert episode.page_tokens == self.config.page_tokens, (episode.page_tokens, self.config.page_tokens)
+        if episode.page_tokens != self.config.page_tokens:
+            raise ValueError(f"page_tokens of the episode is {episode.page_tokens}, expected {self.config.page_tokens}")
         self.close()
         self.episode = episode
         slots = self.layout.slots(self.config.initial_kv_share if kv_share is None else kv_share)
@@ -285,7 +287,7 @@ class Core:
         log = self._state.memory.log
         if log.head.count:
             assert self.vmm is not None
-            assert log.head.count <= len(log.ops), "an iteration edge wrote more than most_entries"
+            require(log.head.count <= len(log.ops), "an iteration edge wrote more than most_entries")
             self.vmm.execute(log.ops[: log.head.count])
             log.head.count = 0
 
@@ -363,18 +365,17 @@ class Core:
         engine, requests = self.counters, self.requests
         count = np.bincount(requests["status"], minlength=REJECTED + 1)
         received = count[WAITING:].sum()
-        assert engine.received == received, "received != waiting + running + finished + rejected"
+        require(engine.received == received, "received != waiting + running + finished + rejected")
         waiting = engine.waiting + engine.aside
-        assert (engine.held, waiting) == (count[HELD], count[WAITING]), "waiting requests are miscounted"
+        require((engine.held, waiting) == (count[HELD], count[WAITING]), "waiting requests are miscounted")
         released = (requests["status"] == FUTURE) & (requests["unmet"] == 0) & (self.episode.rows["needs"] > 0)
         expected = (0, released.sum()) if engine.closed else (engine.held, 0)
-        assert (engine.held, self._state.heap_sizes[RELEASES]) == expected, "rows with needs are miscounted"
-        assert (engine.prefilling, engine.decoding) == (count[PREFILLING], count[DECODING]), (
-            "running ones are miscounted"
-        )
-        assert (engine.finished, engine.rejected) == (count[FINISHED], count[REJECTED]), "ended ones are miscounted"
+        require((engine.held, self._state.heap_sizes[RELEASES]) == expected, "rows with needs are miscounted")
+        running = (engine.prefilling, engine.decoding)
+        require(running == (count[PREFILLING], count[DECODING]), "running ones are miscounted")
+        require((engine.finished, engine.rejected) == (count[FINISHED], count[REJECTED]), "ended ones are miscounted")
         slots = (count[PREFILLING] + count[DECODING]) * engine.slots_per_request
-        assert self._state.memory.ssm.meta.live == slots, "live slots are not those of the running requests"
+        require(self._state.memory.ssm.meta.live == slots, "live slots are not those of the running requests")
 
     def close(self) -> None:
         """Give the backend's memory back; idempotent."""

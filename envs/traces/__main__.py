@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from hbmgym.cli import fail, option, parse_options, user_errors, words
+from hbmgym.cli import command, fail, option, parse_options, user_errors, words
 from hbmgym.envs.traces.combine import concatenate, merge, scale, thin
 from hbmgym.envs.traces.formats.compact import compact_bytes
 from hbmgym.envs.traces.formats.generic_csv import KEYS, parse_columns
@@ -151,6 +151,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
 }
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that comes first."""
     given = list(sys.argv[1:] if arguments is None else arguments)

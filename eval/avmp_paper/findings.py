@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from hbmgym.cli import fail, option, parse_options, user_errors
+    from hbmgym.cli import command, fail, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -258,6 +258,7 @@ class FindingsOptions:
     progress: bool = option(True, "show progress bars")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compute, then write the page and its figure."""
     options = parse_options(FindingsOptions, __doc__ or "", arguments)

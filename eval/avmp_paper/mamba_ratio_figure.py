@@ -7,6 +7,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from hbmgym.files import save_figure
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -29,4 +31,4 @@ def draw_mamba_ratio(path: Path, ratios: Sequence[float], panels: Sequence[Panel
         axes.set(xlabel="mamba_ratio", ylim=panel.limits)
         axes.set_title(panel.title, fontsize="medium")
     figure.axes[0].legend(fontsize="small")
-    figure.savefig(path, dpi=80)
+    save_figure(figure, path, dpi=80)

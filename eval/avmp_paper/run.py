@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from hbmgym.cli import in_one_line, option, parse_options, user_errors
+    from hbmgym.cli import command, in_one_line, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -19,7 +19,7 @@ from hbmgym.eval.avmp_paper.aggregate import aggregates, differences
 from hbmgym.eval.avmp_paper.paper_tables import tables
 from hbmgym.eval.avmp_paper.published import published
 from hbmgym.eval.avmp_paper.sweeps import SWEEPS, as_row, cells_of, run_cells
-from hbmgym.eval.cells import check_folder, claim_folder, write_json
+from hbmgym.eval.cells import check_folder, claimed, write_json
 from hbmgym.files import write_atomically
 
 
@@ -38,6 +38,7 @@ class PaperOptions:
     progress: bool = option(True, "show a progress bar")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print, write; exit code 1 if a published figure does not come out."""
     options = parse_options(PaperOptions, __doc__ or "", arguments)
@@ -52,12 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in tables(sweep, results).items())
     print(text)
     if options.out:
-        with user_errors():
-            claim_folder(Path(options.out))
         # What the tables show for reference is no cell of the sweep.
         own = [as_row(result) for result in results if result.cell.variant not in sweep.references]
-        write_json(Path(options.out) / "cells.json", own)
-        write_atomically(Path(options.out) / "tables.md", f"{text}\n".encode())
+        with user_errors(), claimed(options.out):
+            write_json(Path(options.out) / "cells.json", own)
+            write_atomically(Path(options.out) / "tables.md", f"{text}\n".encode())
         print(f"\ncells.json ({len(own)} cells) and tables.md are in {options.out}")
     _compare(sweep.name, *differences(aggregates(results), published(sweep.name)))
 

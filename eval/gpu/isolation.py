@@ -6,6 +6,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from hbmgym.processes import describe_end, end_with_parent
+
 LEAVING_S = 10.0
 """A process that has answered may take so long to end: the driver gives its memory back."""
 
@@ -31,7 +33,7 @@ def isolated(function: Callable[..., Any], *arguments: Any, limit_s: float) -> A
         process.join(LEAVING_S)
     except EOFError:
         process.join(LEAVING_S)
-        raise Failed(f"its process died: {_cause(process.exitcode)}") from None
+        raise Failed(f"its process died: {describe_end(process.exitcode)}") from None
     finally:
         process.kill()
         process.join()
@@ -44,11 +46,8 @@ def isolated(function: Callable[..., Any], *arguments: Any, limit_s: float) -> A
 def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     # Ctrl-C reaches every process of the terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     try:
         sender.send((True, function(*arguments)))
     except Exception as error:
         sender.send((False, f"{type(error).__name__}: {' '.join(str(error).split())}"))
-
-
-def _cause(code: int | None) -> str:
-    return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"

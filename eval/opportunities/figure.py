@@ -1,6 +1,5 @@
 """The map as a picture: how cost depends on the split, case by case."""
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hbmgym.eval.opportunities.verdict import CaseResult
-from hbmgym.files import write_atomically
+from hbmgym.files import save_figure
 
 COLUMNS = 5
 
@@ -36,6 +35,4 @@ def draw_map(path: Path, results: Sequence[CaseResult]) -> None:
         panels[0].legend(fontsize=6)
     figure.supxlabel("kv_share", fontsize=8)
     figure.supylabel("mean cost", fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=90)
-    write_atomically(path, picture.getvalue())
+    save_figure(figure, path, dpi=90)

@@ -6,7 +6,7 @@ This engine serves the sessions now; beside it stands what SGLang's cache reused
 import sys
 
 try:
-    from hbmgym.cli import option, parse_options, user_errors
+    from hbmgym.cli import command, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -28,6 +28,7 @@ from hbmgym.eval.sglang_cache.families import LONG, SHORT, draw
 from hbmgym.eval.sglang_cache.ours import ENDLESS_S, replay
 from hbmgym.eval.sglang_cache.sequence import Request
 from hbmgym.eval.table import UNBOUNDED_WIDTH
+from hbmgym.files import save_figure
 
 FAMILIES = {"200 short sessions": SHORT, "24 long sessions": LONG}
 CONFIG = ServingConfig(hbm_gib=16.0, window_s=ENDLESS_S)
@@ -44,6 +45,7 @@ class CurveOptions:
     figure: str = option("", "file for a figure of the table, .png", metavar="FILE")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve, print, draw."""
     options = parse_options(CurveOptions, __doc__ or "", arguments)
@@ -100,7 +102,7 @@ def _draw(path: Path, rates: dict[str, list[float]]) -> None:
     axes.set_xticks(RATIOS, [f"{ratio:g}" for ratio in RATIOS])
     axes.minorticks_off()
     axes.legend(fontsize="small")
-    figure.savefig(path, dpi=90)
+    save_figure(figure, path, dpi=90)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ It needs no GPU: `pip install --no-deps sglang==0.5.23` and the small packages t
 import sys
 
 try:
-    from hbmgym.cli import fail, option, parse_options, user_errors
+    from hbmgym.cli import command, fail, option, parse_options, user_errors
 except ModuleNotFoundError as error:
     print(f"{error}: run `make train` once, or use .venv/bin/python {__file__}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -41,6 +41,7 @@ class RecordOptions:
     )
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve the same requests here and there, and write what SGLang's cache reuses."""
     options = parse_options(RecordOptions, __doc__ or "", arguments)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hbmgym.memory_backend.vmm.cgroups import group_figures
 from hbmgym.memory_backend.vmm.protocol import VmmRefused
 
 _PROT_NONE = 0
@@ -118,19 +119,13 @@ def file_mappings(descriptor: int) -> list[FileMapping]:
     ]
 
 
-def free_memory() -> tuple[int, str]:
-    """(bytes that can be had without swapping, where that figure comes from)."""
-    rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    figures = [(int(row[1]) * 1024, "MemAvailable") for row in rows if row[0] == "MemAvailable:"]
-    cgroup = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (cgroup / name for name in ("memory.max", "memory.current"))
-        figures.append((int(limit.read_text()) - int(used.read_text()), "cgroup memory.max less memory.current"))
-    except (OSError, ValueError):
-        pass  # No cgroup v2 limit: the file is missing or says "max".
+def free_memory(root: Path = Path("/")) -> tuple[int, str]:
+    """(bytes that can be had without swapping, where that figure comes from); `root` is where /proc and /sys lie."""
+    rows = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
+    figures = [(int(row[1]) * 1024, "MemAvailable") for row in rows if row[:1] == ["MemAvailable:"]]
     if not figures:
         raise VmmRefused("/proc/meminfo does not say how much memory is available")
-    return min(figures)
+    return min(figures + group_figures(root))
 
 
 def mapping_limit() -> tuple[int, int]:

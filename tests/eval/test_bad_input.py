@@ -407,7 +407,7 @@ def test_ctrl_c_while_it_gets_ready_leaves_nothing(script, interrupted):
 @pytest.mark.parametrize(
     ("script", "place", "arguments"),
     [
-        ("compare", "draw_comparison", ("--controllers", "static-0.5", "--model", MODEL, "--hbm-gib", HBM_GIB)),
+        ("compare", "write_cells", ("--controllers", "static-0.5", "--model", MODEL, "--hbm-gib", HBM_GIB)),
         ("regret", "as_json", ("--controllers", "static-0.5", *CASE)),
     ],
 )

@@ -1,14 +1,10 @@
 """Cells are equal whatever computes them, comparable or refused, and written whole."""
 
 import json
-import multiprocessing
-import signal
-import sys
-from pathlib import Path
 
 import pytest
 
-from hbmgym.eval.cells import Bench, Runner, Task, UnequalCells, check_comparable, claim_folder, start_pool, write_cells
+from hbmgym.eval.cells import Bench, Runner, Task, UnequalCells, UnusableFolder, check_comparable, claimed, write_cells
 from hbmgym.eval.comparison import ORACLE, compare
 
 from .traffic import CHAT, CONFIG, MIX
@@ -30,21 +26,6 @@ def test_the_number_of_processes_does_not_change_a_byte(tmp_path):
         write_cells(folder, found.rollouts)
     for name in ("cells.json", "cells.csv"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-
-
-def test_processes_do_not_hear_ctrl_c():
-    heard = signal.getsignal(signal.SIGINT)
-    with start_pool(2) as pool:
-        assert signal.getsignal(signal.SIGINT) is heard
-        assert set(pool.map(signal.getsignal, [signal.SIGINT] * 8)) == {signal.SIG_IGN}
-        assert all(_ignores_ctrl_c(child.pid) for child in multiprocessing.active_children())
-
-
-def _ignores_ctrl_c(pid: int | None) -> bool:
-    if not sys.platform.startswith("linux"):
-        return True
-    ignored = Path(f"/proc/{pid}/status").read_text().partition("SigIgn:")[2].split()[0]
-    return bool(int(ignored, 16) >> (signal.SIGINT - 1) & 1)
 
 
 def test_rollouts_come_in_the_order_of_the_tasks():
@@ -93,15 +74,29 @@ def test_conditions_may_differ_between_cases():
 
 
 def test_a_new_or_an_empty_folder_can_be_claimed(tmp_path):
-    claim_folder(tmp_path / "some" / "where")
-    claim_folder(tmp_path / "some" / "where")
-    assert (tmp_path / "some" / "where").is_dir()
+    for _ in range(2):
+        with claimed(tmp_path / "some" / "where"):
+            assert (tmp_path / "some" / "where").is_dir()
+    with claimed(""):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["some", "where"]
 
 
-def test_a_folder_in_use_is_refused(tmp_path):
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
     (tmp_path / "file").write_text("mine")
     for taken in (tmp_path, tmp_path / "file"):
-        with pytest.raises(ValueError, match="is in use"):
-            claim_folder(taken)
-    with pytest.raises(ValueError, match="cannot be made"):
-        claim_folder(tmp_path / "file" / "below")
+        with pytest.raises(UnusableFolder, match="is in use"), claimed(taken):
+            pass
+    with pytest.raises(UnusableFolder, match="cannot be made"), claimed(tmp_path / "file" / "below"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_unfinished_folder_goes_with_its_parents_but_not_with_what_others_put_there(tmp_path):
+    for others in ((), ("theirs",)):
+        with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "a" / "b" / "c"):
+            (tmp_path / "a" / "b" / "c" / "half").write_text("half")
+            for name in others:
+                (tmp_path / "a" / name).mkdir()
+            raise KeyboardInterrupt
+        assert [path.name for path in tmp_path.rglob("*")] == ["a", *others][: 2 * len(others)]

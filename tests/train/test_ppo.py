@@ -1,7 +1,10 @@
 """`python train/ppo.py`: a run folder with curves, a policy that is what torch learned, and runs that go on."""
 
 import csv
+import errno
+import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -95,7 +98,8 @@ def test_one_seed_gives_one_policy(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_where_it_was(flags, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_goes_on_where_it_was(number, code, flags, tmp_path):
     run, total = tmp_path / "run", 8000
     small = ["--n-envs", "2", "--n-steps", "360", "--eval-episodes", "1", "--eval-freq", "720", "--no-final"]
     command = [sys.executable, str(SCRIPT), "--out", str(run), "--total-timesteps", str(total), *small, *flags]
@@ -107,9 +111,9 @@ def test_an_interrupted_run_goes_on_where_it_was(flags, tmp_path):
     while not (run / "best" / "policy.npz").is_file():
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     printed = process.communicate(timeout=120)[1]
-    assert process.returncode == 130
+    assert process.returncode == code
     assert printed.splitlines()[-1].endswith(f"go on with: python train/ppo.py --resume {run}")
     assert "Traceback" not in printed
     assert len(list((run / "checkpoints").iterdir())) == 1
@@ -220,6 +224,61 @@ def test_a_checkpoint_with_other_inputs_is_refused(run, capsys):
         model.observation_space = Box(-1.0, 1.0, (OBSERVATION_SIZE + 1,), np.float32)
         model.save(checkpoint)
     assert f"{checkpoints(run)[-1]} does not fit: Observation spaces do not match" in refused(run, capsys)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_where_files_cannot_be_locked_a_line_says_so(number, tmp_path, monkeypatch, capsys):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / "config.json").write_text("{}")
+    with held(tmp_path):
+        pass
+    line = f"{tmp_path} cannot be locked ({os.strerror(number)}): start no other process on it\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_run_folder_that_cannot_be_made_whole_goes_again(flags, tmp_path, monkeypatch, capsys):
+    def refuse(path: Path, _: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("hbmgym.train.runs.write_json", refuse)
+    with pytest.raises(SystemExit):
+        main(["--smoke", "--out", str(tmp_path / "runs" / "mine"), *flags])
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_disk_that_is_full_while_it_trains_is_one_line_that_says_how_to_go_on(flags, tmp_path, monkeypatch, capsys):
+    def refuse(path: Path, _: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr("hbmgym.train.callbacks.write_atomically", refuse)
+        main(["--smoke", "--no-final", "--out", str(run), *flags])
+    assert stop.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device" in line and line.endswith(f"go on with: python train/ppo.py --resume {run}")
+    main(["--resume", str(run)])
+    assert (run / "policy.npz").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_that_train_save_whatever_stops_the_first_process(number, flags, tmp_path):
+    small = ["--n-envs", "2", "--n-steps", "360", "--eval-episodes", "1", "--eval-freq", "720", "--no-final"]
+    several = ["--total-timesteps", "1000000", "--seeds", "2", "--jobs", "2", "--out", str(tmp_path / "run")]
+    with subprocess.Popen([sys.executable, str(SCRIPT), *several, *small, *flags], stderr=subprocess.PIPE) as process:
+        folders = [tmp_path / "run" / f"seed-{seed}" for seed in range(2)]
+        while not all((folder / "best" / "policy.npz").is_file() for folder in folders):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        process.communicate(timeout=120)  # workers have its streams, so that this waits for them too
+    assert process.returncode == (143 if number == signal.SIGTERM else -number)
+    assert all(len(checkpoints(folder)) == 1 for folder in folders)
 
 
 def test_one_process_at_a_time_has_a_run(run, capsys):
