@@ -144,13 +144,12 @@ def measure_start() -> Figures:
 
 
 def _start(home: str) -> float:
-    root = str(Path(__file__).resolve().parent.parent)
     script = "from hbmgym.eval.bench_engine import first_window; first_window()"
     # Python's own bytecode is kept, as it is wherever nothing forbids it.
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     ended = subprocess.run(
         [sys.executable, "-c", script],
-        env={**kept, "HOME": home, "PYTHONPATH": root},
+        env={**kept, "HOME": home},
         check=True,
         capture_output=True,
         text=True,

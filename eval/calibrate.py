@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hbmgym.envs.serving.constants import PRIORS, CostConstants
+from hbmgym.envs.serving.constants import FILE, PRIORS, CostConstants
 from hbmgym.eval.calibration.closed_loop import serve
 from hbmgym.eval.calibration.fit import MOST_ERROR, UNKNOWNS, Error, Fitted, as_facts, errors, fit, is_accepted
 from hbmgym.eval.calibration.rows import PUBLISHED, PublishedRow, halves, read_rows
@@ -38,7 +38,7 @@ class CalibrateOptions:
     """Which rows, and where the result goes."""
 
     rows: str = option("", "JSON file of published rows (default: eval/calibration/published.json)", metavar="FILE")
-    out: str = option("results/calibration.json", "file for the result; in a checkout the cost model loads this one")
+    out: str = option(str(FILE), "file for the result; the cost model loads the default only", metavar="FILE")
 
 
 @command

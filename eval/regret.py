@@ -29,7 +29,7 @@ from hbmgym.eval.regrets.measure import ORACLES, OTHERS_BEST, measure
 from hbmgym.eval.regrets.report import print_regrets
 from hbmgym.eval.regrets.summary import as_json
 
-MAP = str(Path(__file__).resolve().parent.parent / "results" / "opportunity.json")
+MAP = str(Path(__file__).with_name("opportunities") / "map.json")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 `calibration.json` beside this file is written by `python eval/calibrate.py`. It holds the constants that are loaded:
 fitted ones if the fit passed its rule (`eval/calibrate.py`), else the priors below. What it says about rows and errors
-is in docs/calibration.md. A wheel carries the file, so an installed package loads the same constants as a checkout.
+is in docs/calibration.md.
 """
 
 import json

@@ -11,6 +11,7 @@ from hbmgym.envs.platforms import find_platform
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.opportunities.cases import Case
+from hbmgym.eval.regret import MAP as SHIPPED_MAP
 from hbmgym.eval.regret import main
 from hbmgym.eval.regrets.cases import SaneCase, sane_cases, static_name
 from hbmgym.eval.regrets.measure import OTHERS_BEST, Regret, _others_best, measure
@@ -20,7 +21,7 @@ from hbmgym.eval.rollout import Rollout
 
 from .traffic import HBM_GIB, MODEL, write_trace
 
-MAP = Path(__file__).parents[2] / "results" / "opportunity.json"
+MAP = Path(SHIPPED_MAP)
 DEFAULT = find_platform("qwen3-next-80b-a3b@h200")
 SMALL = f"{MODEL}@h200@{HBM_GIB:g}"
 

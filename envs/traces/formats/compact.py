@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,17 @@ def compact_bytes(trace: Trace) -> bytes:
         "id_file": trace.id_file,
         "clock": trace.clock,
     }
+    arrays = {"meta": np.array(json.dumps(meta)), **columns}
+    return _packed({name: array for name, array in arrays.items() if array is not None})
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """As np.savez_compressed, which pickles objects, and can be forbidden to from numpy 2.2 on only."""
     content = io.BytesIO()
-    np.savez_compressed(
-        content,
-        allow_pickle=False,
-        meta=np.array(json.dumps(meta)),
-        **{name: column for name, column in columns.items() if column is not None},
-    )
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
     return content.getvalue()
 
 

@@ -35,5 +35,5 @@ def test_the_double_says_that_it_is_one(double_folder: Path) -> None:
 
 
 def test_the_package_knows_nothing_of_the_double() -> None:
-    sources = (path for room in (ROOT / "hbmgym").iterdir() for path in room.rglob("*.py"))
+    sources = (path for room in (ROOT / "src" / "hbmgym").iterdir() for path in room.rglob("*.py"))
     assert not [path for path in sources if "cuda_double" in path.read_text()]
