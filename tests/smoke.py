@@ -1,6 +1,6 @@
 """All of hbmgym once: every module, the environments, a trace there and back, a table, tuning, two PPO updates.
 
-`python tests/smoke.py` needs hbmgym with its extras `tune` and `zst`, no test library and no other file of the checkout.
+`python tests/smoke.py` needs hbmgym with its extras `tune` and `zst`, and nothing else of the checkout.
 """
 
 import importlib
