@@ -1,5 +1,6 @@
 """The flags that training and comparison share: what is served, on what, under which traffic."""
 
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -112,8 +113,9 @@ class ServingOptions:
                 print(f"{workload.name}: a tick lasts {workload.tick_s:.4g} s", file=sys.stderr)
             if isinstance(workload, TraceWorkload):
                 say_notices([workload.trace])
-                share = output_id_fraction(episode)
-                print(f"{workload.name}: {share:.0%} of the rows have ids for what they generate", file=sys.stderr)
+                known = output_id_fraction(episode)
+                if not math.isnan(known):
+                    print(f"{workload.name}: {known:.0%} of the generated pages have ids", file=sys.stderr)
         for notice in self._notices_of_times():
             print(notice, file=sys.stderr)
 

@@ -240,7 +240,7 @@ def refused(path, controller: HelmController | None = None, setup: Setup = SETUP
 def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     old, controller = saved.read_bytes(), HelmController(network())
     controller.reset(SETUP)
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
     with pytest.raises(OSError, match="disk full"):
         controller.save(saved)
     assert saved.read_bytes() == old and list(saved.parent.iterdir()) == [saved]

@@ -100,7 +100,7 @@ def test_weights_that_were_changed_after_they_were_frozen_are_refused(saved):
 
 def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
     old = saved.read_bytes()
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
     with pytest.raises(OSError, match="disk full"):
         Policy.from_layers(make_layers(4)).save(saved)
     assert saved.read_bytes() == old
