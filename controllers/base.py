@@ -59,7 +59,7 @@ TELEMETRY_TABLE: tuple[tuple[str, str, str], ...] = (
     ("running", "requests", "now: admitted, not finished"),
     ("aside", "requests", "now: those waiting ones that outgrow the KV pool of the present split, so that others pass"),
     ("kv_needed", "pages", "now: what the largest request will hold at its end, of those set aside, at the queue's "
-     "head, and running; 0 where shortages move the split"),
+     "head, running, or served by a split that an idle engine took; 0 where shortages move the split"),
     ("concurrency_cap", "requests", "now: requests that the slots allow to run at once"),
     ("oldest_wait_over_slo", "1", "now: age of the oldest waiting request / its TTFT SLO"),
     ("mean_wait_over_slo", "1", "now: mean over requests without a first token of min(age / TTFT SLO, 10); 0 if none"),

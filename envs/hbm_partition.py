@@ -124,7 +124,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     All but `workload` can be written as JSON. Wrong ones raise a one-line ValueError.
 
     ## Version history
-    * v0: initial version
+    * v0: initial version; until hbmgym is released, its results change with the engine's rules
     """
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 10}  # noqa: RUF012

@@ -38,15 +38,17 @@ class CalibrateOptions:
     """Which rows, and where the result goes."""
 
     rows: str = option("", "JSON file of published rows (default: eval/calibration/published.json)", metavar="FILE")
-    out: str = option(str(FILE), "file for the result; the cost model loads the default only", metavar="FILE")
+    out: str = option("", "file for the result (default, without --rows: the one that is loaded)", metavar="FILE")
 
 
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read, fit one half, hold the other against it, print, write."""
     options = parse_options(CalibrateOptions, __doc__ or "", arguments)
-    out = Path(options.out)
     with user_errors():
+        if options.rows and not options.out:
+            raise ValueError("--rows needs --out FILE: the constants that are loaded follow from the published rows")
+        out = Path(options.out or FILE)
         rows = read_rows(Path(options.rows) if options.rows else PUBLISHED)
         if not out.parent.is_dir():
             raise ValueError(f"--out {out}: there is no folder {out.parent}")

@@ -182,16 +182,25 @@ def claimed(out: str | Path) -> Iterator[None]:
         return
     path = Path(out)
     check_folder(path)
-    made = [parent for parent in path.parents if not parent.exists()]
+    made = [place for place in (path, *path.parents) if not place.exists()]
     try:
         make_folder(path)
         yield
     except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        for parent in made:
+        _empty(path)
+        for place in made:
             with suppress(OSError):  # others have put something there
-                parent.rmdir()
+                place.rmdir()
         raise
+
+
+def _empty(folder: Path) -> None:
+    for place in folder.iterdir() if folder.is_dir() else ():
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                place.unlink()
 
 
 @contextmanager

@@ -22,5 +22,6 @@ def best_static(costs: np.ndarray, unserved: np.ndarray) -> int:
 
 
 def best_costs(costs: np.ndarray, unserved: np.ndarray) -> np.ndarray:
-    """float64 (episodes,): what each episode's own best static costs; both of shape (splits, episodes)."""
-    return np.array([own[best_static(own, left)] for own, left in zip(costs.T, unserved.T, strict=True)])
+    """float64 (episodes,): what each episode's own best split costs, of those that serve what the machine can hold over
+    all episodes of a workload; both of shape (splits, episodes)."""
+    return np.asarray(costs[serves(unserved.mean(axis=1))].min(axis=0))

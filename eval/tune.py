@@ -135,10 +135,11 @@ class Scores:
         self._episodes = [(workload, seed) for workload in range(len(runner.bench.workloads)) for seed in seeds]
         shares = static_shares(make_layout(runner.bench.config), STATIC_STEP)
         tasks = [Task(f"static-{share:.3f}", *episode) for share in shares for episode in self._episodes]
-        shape = len(shares), len(self._episodes)
         cells = [rollout.cell for rollout in runner.run(tasks, "static splits")]
+        shape = len(shares), len(runner.bench.workloads), len(seeds)
         costs, unserved = (np.array([cell[key] for cell in cells]).reshape(shape) for key in _JUDGED)
-        self._reference = best_costs(costs, unserved)
+        own = [best_costs(costs[:, workload], unserved[:, workload]) for workload in range(shape[1])]
+        self._reference = np.concatenate(own)
 
     def of(self, controller: str, parameters: Parameters) -> float:
         """Mean of cost / cost of the best static split of the same episode."""

@@ -14,6 +14,7 @@ import gc
 import hashlib
 import importlib
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,17 +65,25 @@ def _cache_folder() -> Path | None:
         return None
     try:
         folder = private_folder(base / f"kernels-{_source_hash()}")
-        _forget_old_caches(base)
+        _forget_old_caches(base, folder)
     except OSError:
         return None
     return folder
 
 
-def _forget_old_caches(base: Path) -> None:
-    """Every edit of a kernel leaves a folder behind; a few of them serve whoever goes back and forth."""
-    folders = sorted(base.glob("kernels-*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for folder in folders[_KEPT_CACHES:]:
+def _forget_old_caches(base: Path, own: Path) -> None:
+    """Every edit of a kernel leaves a folder behind; those used last serve whoever goes back and forth."""
+    os.utime(own)
+    others = (folder for folder in base.glob("kernels-*") if folder != own)
+    for folder in sorted(others, key=_used_at, reverse=True)[_KEPT_CACHES - 1 :]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _used_at(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:  # another process has just forgotten it
+        return 0.0
 
 
 class _KernelCache(FunctionCache):  # type: ignore[misc]  # numba has no types
@@ -107,7 +116,7 @@ def _cache_of(function: Callable[..., Any]) -> Any:
             numba.config.CACHE_DIR = saved
         if cache is not None and Path(cache.cache_path).is_relative_to(KERNEL_CACHE):
             return cache
-    _note_not_kept(f"{KERNEL_CACHE or 'no private folder'} cannot be written")
+    _note_not_kept("there is no private folder" if KERNEL_CACHE is None else f"not in {KERNEL_CACHE}")
     return NullCache()
 
 

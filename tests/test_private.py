@@ -39,12 +39,30 @@ def test_what_is_made_is_for_the_user_alone_whatever_the_umask(tmp_path):
     assert private_folder(folder) == folder
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o722])
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o772, 0o722])
 def test_a_folder_that_others_may_write_is_refused(mode, tmp_path):
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(mode)
     with pytest.raises(PermissionError, match="others may write"):
         private_folder(tmp_path / "open")
+
+
+def test_the_group_that_has_no_other_member_is_no_other(tmp_path, monkeypatch):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o770)
+    monkeypatch.setattr(private, "_is_own_group", lambda number: True)
+    assert private_folder(tmp_path / "open").name == "open"
+    monkeypatch.setattr(private, "_is_own_group", lambda number: False)
+    with pytest.raises(PermissionError, match="others may write"):
+        private_folder(tmp_path / "open")
+
+
+def test_nothing_is_made_in_a_place_that_is_refused(tmp_path):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(PermissionError, match="others may write"):
+        private_folder(tmp_path / "open" / "cache" / "own")
+    assert not list((tmp_path / "open").iterdir())
 
 
 def test_so_is_one_that_others_may_put_another_one_in_the_place_of(tmp_path):

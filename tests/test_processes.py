@@ -41,6 +41,43 @@ def test_what_a_task_raises_arrives_with_a_note_of_where_and_ends_all():
     assert not multiprocessing.active_children()
 
 
+class Stubborn(Exception):
+    """Cannot be made again of what it was pickled to."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def raise_stubborn(_: int) -> None:
+    raise Stubborn(1, 2)
+
+
+def make_unpicklable(_: int) -> object:
+    return lambda: None
+
+
+@pytest.mark.parametrize(("task", "named"), [(raise_stubborn, "Stubborn: 1 and 2"), (make_unpicklable, "pickle")])
+def test_what_cannot_be_sent_back_is_told_as_a_text(task, named):
+    with pytest.raises(Exception) as raised, Workers(1) as workers:
+        list(workers.map(task, [1]))
+    assert not isinstance(raised.value, WorkerDied)
+    assert named in f"{raised.value} {getattr(raised.value, '__notes__', '')}"
+
+
+def test_after_an_error_or_an_early_end_no_answer_goes_astray():
+    with Workers(2) as workers:
+        with pytest.raises(ZeroDivisionError):
+            list(workers.map(divmod_by, [0, 1]))
+        with pytest.raises(RuntimeError, match="have ended"):
+            list(workers.map(divmod_by, [1]))
+    with Workers(2) as workers:
+        answers = workers.map(divmod_by, [1, 1, 1])
+        assert next(answers) == 1
+        answers.close()
+        with pytest.raises(RuntimeError, match="have ended"):
+            list(workers.map(divmod_by, [1]))
+
+
 def divmod_by(divisor: int) -> int:
     return 1 // divisor
 
@@ -50,8 +87,8 @@ def test_a_worker_that_dies_is_one_line_that_says_at_what(number):
     with pytest.raises(WorkerDied) as died, Workers(2) as workers:
         list(workers.map(signal.raise_signal, [number], lambda _: "the task"))
     message = str(died.value)
-    assert message.startswith("the task: ") and number.name in message and "--jobs" in message
-    assert "\n" not in message and ("memory ran out" in message) == (number == signal.SIGKILL)
+    assert message.startswith("the task: ") and number.name in message and "\n" not in message
+    assert ("memory ran out; give fewer --jobs" in message) == (number == signal.SIGKILL)
     assert not multiprocessing.active_children()
 
 

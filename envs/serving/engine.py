@@ -277,7 +277,8 @@ def _idle(state, until_s):
     engine = state.engine
     # Those set aside wait for the controller, but not beside an engine that has nothing else to do with its memory.
     if engine.aside > 0 and not split_is_under_way(state):
-        slots = most_slots_beside(state.memory, most_pages_needed(state))
+        engine.idle_pages = most_pages_needed(state)
+        slots = most_slots_beside(state.memory, engine.idle_pages)
         _ask(state, slots, ssm_chunks_of(state.memory, slots))
     change_s = _next_change_s(state, until_s)
     engine.debt_s = max(engine.debt_s - (change_s - engine.now_s), 0.0)  # copies go on while nothing runs

@@ -70,6 +70,7 @@ ENGINE = np.dtype(
         ("prefilling", "i8"),
         ("waiting", "i8"),  # in the queue
         ("aside", "i8"),  # out of it until the KV pool grows
+        ("idle_pages", "i8"),  # for which an idle engine took another split in this window, 0: it did not
         ("aside_deadline_s", "f8"),  # when the first of those gives up, inf: none
         ("held", "i8"),
         ("finished", "i8"),

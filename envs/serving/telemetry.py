@@ -214,7 +214,9 @@ def close_window(table, window, telemetry, values):
     telemetry.waiting = engine.waiting + engine.aside
     telemetry.running = engine.decoding + engine.prefilling
     telemetry.aside = engine.aside
-    telemetry.kv_needed = most_pages_needed(state)
+    # Whoever an idle engine took another split for may have ended since: the controller learns of it all the same.
+    telemetry.kv_needed = max(most_pages_needed(state), engine.idle_pages)
+    engine.idle_pages = 0
     waiting_cost = _look_at_waiting(state, telemetry)
     _count(state, window.seen, window.grown, waiting_cost)
     _average(window.fast, window.grown, seconds, FAST_S)

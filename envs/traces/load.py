@@ -13,10 +13,11 @@ from hbmgym.envs.traces.formats.bailian import load_bailian
 from hbmgym.envs.traces.formats.burstgpt import load_burstgpt
 from hbmgym.envs.traces.formats.claude_code import load_claude_code
 from hbmgym.envs.traces.formats.compact import load_compact
+from hbmgym.envs.traces.formats.damage import Damaged
 from hbmgym.envs.traces.formats.generic_csv import guess_columns, load_csv
 from hbmgym.envs.traces.formats.kv_cache_tester import load_kv_cache_tester
 from hbmgym.envs.traces.formats.mooncake import load_mooncake
-from hbmgym.envs.traces.formats.packed import plain
+from hbmgym.envs.traces.formats.packed import NeedsPackage, plain
 from hbmgym.envs.traces.formats.reading import BAD_JSON, HEAD_BYTES, head_objects, read_head
 from hbmgym.envs.traces.formats.sharegpt import load_sharegpt
 from hbmgym.envs.traces.formats.table import DELIMITERS, plain_name, split_header
@@ -157,9 +158,14 @@ def _recognise_csv(path: Path, first_line: str) -> Format | None:
 def _recognise_folder(folder: Path) -> Format:
     """The one format of session files in a folder, at any depth; other files there are left alone."""
     files: dict[Format, list[Path]] = {}
+    damaged: list[Path] = []
     below = _files_below(folder)
     for file in below:
-        found = _session_file(file)
+        try:
+            found = _session_file(file)
+        except Damaged:
+            damaged.append(file)
+            continue
         if found is not None:
             files.setdefault(found, []).append(file)
     if len(files) != 1:
@@ -167,20 +173,27 @@ def _recognise_folder(folder: Path) -> Format:
         expected = "session files of kv-cache-tester or of Claude Code"
         raise TraceError(f"{folder}: the folder holds {shown}, expected {expected} (name a file, or another folder)")
     ((found, group),) = files.items()
+    group += [file for file in damaged if (found.load, _suffix(file)) in _FOLDERS]  # the loader counts them
     load = partial(_load_folder, load=found.load, files=group, others=len(below) - len(group))
     return Format(f"{found.name}, {len(group)} files", load)
 
 
 def _session_file(file: Path) -> Format | None:
-    """The format of a file in a folder, None where it is no session file or cannot be read."""
-    suffix = plain(file).suffix.lower()
-    if suffix not in (ending for _, ending in _FOLDERS):
+    """The format of a file in a folder, None where it is no session file. Raises `Damaged` for a compressed one that
+    cannot be unpacked, and `NeedsPackage`."""
+    if _suffix(file) not in (ending for _, ending in _FOLDERS):
         return None
     try:
         found = recognise(file)
+    except (Damaged, NeedsPackage):
+        raise
     except TraceError:
         return None
-    return found if (found.load, suffix) in _FOLDERS else None
+    return found if (found.load, _suffix(file)) in _FOLDERS else None
+
+
+def _suffix(file: Path) -> str:
+    return plain(file).suffix.lower()
 
 
 def _files_below(folder: Path) -> list[Path]:

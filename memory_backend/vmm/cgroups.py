@@ -37,7 +37,9 @@ def _own_paths(root: Path) -> dict[_Version, str]:
     """The process's group in both hierarchies."""
     paths = {_V1: "/", _V2: "/"}
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = f"{line}::".split(":")[:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]  # a path may hold colons
+        if not path:
+            continue  # damaged
         if not controllers:
             paths[_V2] = path
         elif "memory" in controllers.split(","):

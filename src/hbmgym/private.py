@@ -3,6 +3,7 @@
 Compiled kernels are kept as pickles, which run whatever they hold: where others may write, none are read.
 """
 
+import functools
 import logging
 import os
 import stat
@@ -40,25 +41,61 @@ def settle_matplotlib() -> None:
 
 
 def private_folder(folder: Path) -> Path:
-    """`folder` without symlinks, made for the user alone if it is missing; OSError where others may write."""
-    _make(folder)
-    real = folder.resolve(strict=True)
-    if os.name == "nt":
-        return real  # its modes say nothing
-    if (owner := real.stat().st_uid) != _user():
+    """`folder` without symlinks, made for the user alone if it is missing; OSError where others may write.
+
+    Nothing is made in a place that is not the user's own.
+    """
+    if not folder.is_dir():
+        _require_private(next(place for place in folder.parents if place.exists()), is_whole=False)
+        _make(folder)
+    real = _require_private(folder, is_whole=True)
+    if os.name != "nt" and (owner := real.stat().st_uid) != _user():
         raise PermissionError(f"{folder} belongs to user {owner}")
-    for place in (real, *real.parents):
-        _require_safe(place, real)
     return real
 
 
-def _require_safe(place: Path, folder: Path) -> None:
-    """Whoever may write a folder may also put another one in the place of what it holds, unless it is sticky (/tmp)."""
-    facts = place.stat()
-    can_others_write = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    is_sticky = place != folder and facts.st_mode & stat.S_ISVTX
-    if facts.st_uid not in (0, _user()) or (can_others_write and not is_sticky):
-        raise PermissionError(f"{folder}: others may write in {place}")
+def _require_private(folder: Path, *, is_whole: bool) -> Path:
+    """`folder` without symlinks; OSError where others may write in it or above it. Where it is not the whole path,
+    another folder will be made in it."""
+    real = folder.resolve(strict=True)
+    if os.name == "nt":
+        return real  # its modes say nothing
+    for place in (*reversed(real.parents), real):
+        facts = place.stat()
+        # Whoever may write a folder may also put another one in the place of what it holds, unless it is sticky (/tmp).
+        is_sticky = facts.st_mode & stat.S_ISVTX and (place != real or not is_whole)
+        if facts.st_uid not in (*_administrators(), _user()) or (_others_write(facts) and not is_sticky):
+            raise PermissionError(f"{folder}: others may write in {place}")
+    return real
+
+
+def _others_write(facts: os.stat_result) -> bool:
+    mode = facts.st_mode
+    return bool(mode & stat.S_IWOTH or (mode & stat.S_IWGRP and not _is_own_group(facts.st_gid)))
+
+
+def _is_own_group(number: int) -> bool:
+    """A group that was made for the user, as many systems have it, and has no other member."""
+    import grp  # Windows has neither
+    import pwd
+
+    try:
+        name, group = pwd.getpwuid(_user()).pw_name, grp.getgrgid(number)
+    except KeyError:
+        return False
+    return group.gr_name == name and set(group.gr_mem) <= {name}
+
+
+@functools.cache
+def _administrators() -> tuple[int, ...]:
+    """Root; in a container that does not map it, root's folders belong to the number that stands for all such users."""
+    try:
+        mapped = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+        if any(int(first) == 0 for first, _, _ in mapped):
+            return (0,)
+        return 0, int(Path("/proc/sys/kernel/overflowuid").read_text())
+    except (OSError, ValueError):
+        return (0,)
 
 
 def _candidates() -> Iterator[Path]:

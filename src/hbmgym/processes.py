@@ -6,6 +6,7 @@ Workers share nothing but a pipe each with the first process: whoever is killed 
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, TypeVar
@@ -21,6 +23,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_KILLED = getattr(signal, "SIGKILL", 9)
 _OF_TERMINALS = (signal.SIGINT, *STOPPING[1:])
 LEAVING_S = 10.0
 """A process that is told to end may take so long to save what it has; then it is killed."""
@@ -108,7 +111,16 @@ class Workers:
 
     def map(self, function: Callable[[T], R], items: Sequence[T], name: Callable[[T], str] = str) -> Iterator[R]:
         """`function(item)` of each, in their order. Raises what `function` or `prepare` raises, with a note of where,
-        and WorkerDied, which calls the task by its `name`."""
+        and WorkerDied, which calls the task by its `name`. Whoever does not take all results ends the workers."""
+        try:
+            yield from self._map(function, items, name)
+        except BaseException:
+            self.close()  # some still work on what nobody waits for
+            raise
+
+    def _map(self, function: Callable[[T], R], items: Sequence[T], name: Callable[[T], str]) -> Iterator[R]:
+        if not self._workers:
+            raise RuntimeError("these workers have ended")
         waiting, found = deque(range(len(items))), dict[int, R]()
         for place in range(len(items)):
             while place not in found:
@@ -182,15 +194,19 @@ class _Worker:
 
     def _died(self) -> WorkerDied:
         self.process.join(LEAVING_S)
-        hint = ", perhaps as memory ran out" if self.process.exitcode == -signal.SIGKILL else ""
-        how = f"its process ended with {describe_end(self.process.exitcode)}{hint}"
-        task = self._task if self.is_busy else "waiting"
-        return WorkerDied(f"{task}: {how}; give fewer --jobs, or more memory")
+        how = f"its process ended with {describe_end(self.process.exitcode)}"
+        if self.process.exitcode == -_KILLED:
+            how += ", perhaps as memory ran out; give fewer --jobs, or more memory"
+        return WorkerDied(f"{self._task if self.is_busy else 'waiting'}: {how}")
 
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
     """Processes that are started meanwhile inherit deafness to what a terminal sends; `_serve` makes it last."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # else the first process starts it, which makes everybody hear again
     heard = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
     try:
         yield
@@ -202,22 +218,35 @@ def _serve(pipe: Connection) -> None:
     """In a worker: call what comes through the pipe until it is closed."""
     for number in _OF_TERMINALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINALS)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINALS)
     try:
         with contextlib.suppress(EOFError, OSError), stopped_by(signal.SIGTERM):
             end_with_parent()
             while True:
-                pipe.send(_answer(*pipe.recv()))
+                pipe.send_bytes(_answer(*pipe.recv()))
     except Stopped:
         os.kill(os.getpid(), signal.SIGTERM)  # so that its end says what ended it
 
 
-def _answer(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[bool, Any]:
+def _answer(function: Callable[..., Any], arguments: Sequence[Any]) -> bytes:
+    """Whether all went well, and what the function returned or raised, as a pickle."""
     try:
-        return True, function(*arguments)
+        return pickle.dumps((True, function(*arguments)))
     except Exception as error:
-        error.add_note(f"in a worker process:\n{traceback.format_exc()}")
-        return False, error
+        where = f"in a worker process:\n{traceback.format_exc()}"
+        error.add_note(where)
+        return _pickled_error(error, where)
+
+
+def _pickled_error(error: Exception, where: str) -> bytes:
+    """Some errors cannot be pickled, or not be made again of what was."""
+    try:
+        answer = pickle.dumps((False, error))
+        pickle.loads(answer)
+    except Exception:
+        answer = pickle.dumps((False, RuntimeError(where)))
+    return answer
 
 
 def end_with_parent() -> None:

@@ -50,4 +50,5 @@ def _open_closed() -> None:
 
 def _discard_output() -> None:
     """Python would try to write it once more at the end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):  # stdout may be no file, as in a notebook
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -102,6 +102,17 @@ def test_every_controller_that_is_made_by_name_and_may_move_has_a_floor():
     assert all(isinstance(make_controller(name), Floored) for name in [*names, "gradient:tuned", "convex:tuned"])
 
 
+def test_the_split_that_an_idle_engine_took_goes_back_when_nobody_needs_it():
+    config = ServingConfig(model="qwen3.5-4b", hbm_gib=1.0, window_s=5.0)
+    core = Core(config)
+    low = core.layout.share_bounds[0]
+    episode = make_episode([Ask(7.0, 300 * 64, 2), *(Ask(30.0 + k, 500, 20) for k in range(20))])
+    rollout = run_episode(Scripted(low, *[None] * 2000), core, episode)
+    shares = rollout.history["kv_share_requested"]
+    assert rollout.cell["rejected"] == 0 and max(shares) > 0.5 > low
+    assert shares[-1] == low, "though it came and ended within one window"
+
+
 SMALL = ServingConfig(model="qwen3.5-4b", hbm_gib=1.0, window_s=0.5, ttft_slo_floor_s=5.0)
 BUSY = [Ask(0.2 * k, 500, 200) for k in range(100)]
 LONG = Ask(5.0, 420 * 64, 64)  # fits from a share of .86 on

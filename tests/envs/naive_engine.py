@@ -216,6 +216,7 @@ class NaiveEngine:
         self.coming = [job for job in self.jobs if not (self.closed and job.needs)]
         self.queue: list[Job] = []
         self.aside: list[Job] = []
+        self.idle_pages = 0
         self.held: list[Job] = []
         self.prefilling: list[Job] = []
         self.decoding: list[Job] = []
@@ -257,8 +258,14 @@ class NaiveEngine:
         jobs = self.aside + self.queue[:1] + self.prefilling + self.decoding
         return max(map(self.most_pages, jobs), default=0) if self.rule == "evict" else 0
 
+    def take_kv_needed(self) -> int:
+        """As Telemetry tells it at the end of a window."""
+        pages, self.idle_pages = max(self.most_pages_needed(), self.idle_pages), 0
+        return pages
+
     def idle(self, until_s: float) -> None:
         if self.aside and self.kv.chunks == self.kv.target:
+            self.idle_pages = self.most_pages_needed()
             fits = [slots for slots in range(self.layout.min_slots, self.layout.max_slots + 1)
                     if self.layout.pages(slots) >= self.most_pages_needed()]  # fmt: skip
             self.request_split(self.layout.share(max(fits)))

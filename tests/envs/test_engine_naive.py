@@ -53,7 +53,7 @@ def assert_same(core: Core, naive: NaiveEngine):
     assert close(core.counters.busy_s, naive.totals.busy_s)
     assert close(core.counters.blocked_kv_s, naive.totals.blocked_s["kv"])
     assert close(core.counters.blocked_ssm_s, naive.totals.blocked_s["ssm"])
-    assert (core.telemetry.aside, core.telemetry.kv_needed) == (len(naive.aside), naive.most_pages_needed())
+    assert (core.telemetry.aside, core.telemetry.kv_needed) == (len(naive.aside), naive.take_kv_needed())
     split = core.memory.split
     assert (split.moved_chunks, split.relocated_bytes) == (naive.totals.moved_chunks, naive.totals.relocated_bytes)
     assert close(split.tick_s, naive.tick_s)

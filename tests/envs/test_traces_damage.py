@@ -198,7 +198,8 @@ def test_what_is_no_log_neither_joins_a_folder_nor_refuses_it(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     trace = load_trace(tmp_path)
     assert len(trace) == 3
-    assert f"{tmp_path}: {len(others) + 1} files of other kinds are left out" in trace.notices
+    assert f"{tmp_path}: {len(others)} files of other kinds are left out" in trace.notices
+    assert "broken.jsonl.gz: cannot be unpacked" in trace.notices[0], "a log, by its name"
 
 
 def test_a_log_is_told_by_its_first_sound_records(tmp_path):
@@ -424,6 +425,9 @@ def test_zst_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     path = write_bytes(tmp_path / "a.zst", b"\x28\xb5\x2f\xfd\0\0\0\0")
     monkeypatch.setitem(sys.modules, packed.ZSTD, None)
     assert "run pip install backports.zstd" in refusal(path)
+    session().write(tmp_path / "a.jsonl")
+    path.rename(tmp_path / "b.jsonl.zst")
+    assert "run pip install backports.zstd" in refusal(tmp_path), "as a part of a folder"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])

@@ -92,6 +92,17 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_an_empty_folder_that_was_there_before_stays_also_behind_a_link(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "link").symlink_to("own")
+    for name in ("own", "link"):
+        with pytest.raises(KeyboardInterrupt), claimed(tmp_path / name):
+            (tmp_path / name / "half").mkdir()
+            (tmp_path / name / "half" / "file").write_text("half")
+            raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link", "own"]
+
+
 def test_an_unfinished_folder_goes_with_its_parents_but_not_with_what_others_put_there(tmp_path):
     for others in ((), ("theirs",)):
         with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "a" / "b" / "c"):

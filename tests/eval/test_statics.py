@@ -22,5 +22,12 @@ def test_what_no_split_serves_is_held_against_none():
 
 
 def test_each_episode_has_a_best_static_of_its_own():
-    costs, unserved = np.array([[1.0, 0.2], [3.0, 0.3]]), np.array([[0.0, 0.5], [0.0, 0.0]])
-    assert best_costs(costs, unserved).tolist() == pytest.approx([1.0, 0.3])
+    costs = np.array([[1.0, 0.2], [3.0, 0.3], [2.0, 0.4]])
+    unserved = np.array([[0.0, 0.5], [0.0, 0.0], [0.0, 0.0]])
+    assert best_costs(costs, unserved).tolist() == pytest.approx([2.0, 0.3])
+
+
+def test_what_each_episode_s_own_best_costs_is_never_more_than_the_best_static():
+    costs, unserved = np.array([[1.0, 1.0], [2.0, 2.0]]), np.array([[0.0, 0.018], [0.0, 0.0]])
+    assert best_static(costs.mean(axis=1), unserved.mean(axis=1)) == 0
+    assert best_costs(costs, unserved).mean() == 1.0

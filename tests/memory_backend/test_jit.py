@@ -12,7 +12,7 @@ import pytest
 
 from hbmgym.controllers.convex import controller as convex
 from hbmgym.controllers.helm import parameters as helm
-from hbmgym.memory_backend.jit import _MARKS, kernel, subkernel
+from hbmgym.memory_backend.jit import _KEPT_CACHES, _MARKS, _forget_old_caches, kernel, subkernel
 
 
 @subkernel
@@ -34,6 +34,17 @@ def _right(x):
 def _both_sides(x):
     """Reaches one subkernel on two ways, one of them through a kernel."""
     return _left(x) + _right(x)
+
+
+def test_of_old_caches_the_last_used_are_kept_and_the_own_one_in_any_case(tmp_path):
+    folders = [tmp_path / f"kernels-{number:02}" for number in range(_KEPT_CACHES + 3)]
+    for age, folder in enumerate(folders):
+        folder.mkdir()
+        os.utime(folder, (1000 - age, 1000 - age))
+    _forget_old_caches(tmp_path, folders[-1])
+    assert sorted(tmp_path.iterdir()) == [*folders[: _KEPT_CACHES - 1], folders[-1]]
+    _forget_old_caches(tmp_path, folders[0])
+    assert folders[-1].exists(), "it was used just before"
 
 
 def test_a_kernel_takes_in_what_it_calls_at_any_depth():

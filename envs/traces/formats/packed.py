@@ -15,6 +15,10 @@ _GZIP, _XZ, _ZST = b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
 LONGEST_MARK = max(map(len, (_GZIP, _XZ, _ZST)))
 
 
+class NeedsPackage(TraceError):
+    """A file may be sound, but a package is missing that reads it."""
+
+
 def unpacked(file: BinaryIO, head: bytes, path: Path) -> BinaryIO:
     """`file`, which begins with `head`, or its content where it is compressed. Raises `TraceError`."""
     if head.startswith(_GZIP):
@@ -36,6 +40,6 @@ def _zstd(path: Path) -> Any:
         return importlib.import_module(ZSTD)
     except ModuleNotFoundError as error:
         remedy = "run pip install backports.zstd, which the extra zst has too, or unpack the file"
-        raise TraceError(
+        raise NeedsPackage(
             f"{path}: is compressed with zst, which Python itself reads from 3.14 on ({remedy})"
         ) from error

@@ -72,6 +72,8 @@ HYBRID = own(
             {**own("4:memory:/g", V1_MOUNT.format(top="/", mount="/my\\040groups")), **v1("my groups/g", 70 * MIB)},
             70 * MIB,
         ),
+        # containerd's names hold colons.
+        ({**own("0::/pod:x:y", V2_MOUNT.format(top="/", mount=f"/{V2}")), **v2(f"{V2}/pod:x:y", 70 * MIB)}, 70 * MIB),
         # In a container: the mount shows a part, by name or not, or the process's name says nothing.
         ({**own("0::/pod/me", V2_MOUNT.format(top="/pod", mount=f"/{V2}")), **v2(f"{V2}/me", 70 * MIB)}, 70 * MIB),
         ({**own("4:memory:/docker/x", V1_MOUNT.format(top="/elsewhere", mount=f"/{V1}")), **v1(V1, MIB)}, MIB),
