@@ -52,7 +52,7 @@ class ShareFloor:
 
 
 class Floored:
-    """A controller over a ShareFloor. Whatever else it has, parameters, say, or what it learned, can be read as before."""
+    """A controller over a ShareFloor. Whatever else it has, parameters or what it learned, can be read as before."""
 
     fixed_share: float | None = None
 

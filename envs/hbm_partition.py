@@ -119,7 +119,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     | `absolute`                | set by the id  | the second row of the action table                                |
     | `randomise_initial_share` | False          | see starting state; for training                                  |
     | `references`              | None           | (kv_share, mean cost) of a fixed split by name of workload        |
-    | `workload`                | None           | `Workload` object or several, in place of scenario to spread        |
+    | `workload`                | None           | `Workload` object or several, in place of scenario and trace      |
 
     All but `workload` can be written as JSON. Wrong ones raise a one-line ValueError.
 
