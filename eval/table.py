@@ -6,10 +6,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from hbmgym.controllers.registry import is_static
 from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.state import ACTION_NAMES
 from hbmgym.eval.comparison import Comparison, WorkloadResult
 from hbmgym.eval.intervals import mean_interval, relative_difference
+from hbmgym.eval.statics import UNSERVED
 
 UNBOUNDED_WIDTH = 230
 SHOWN_STATICS = 5
@@ -40,12 +42,7 @@ def summary_lines(result: WorkloadResult) -> list[str]:
         lines.append(
             f"best static: {result.mean(best, 'cost'):.3f}; chosen anew per seed: {result.best_static_per_seed:.3f}"
         )
-        if (cheapest := result.cheapest_static) != best and cheapest is not None:
-            less = result.mean(cheapest, "unserved_tokens") - result.mean(best, "unserved_tokens")
-            lines.append(
-                f"{cheapest} costs {result.mean(cheapest, 'cost'):.3f}, but leaves {less:.1%} of the tokens unserved "
-                "that the best static serves"
-            )
+    lines += _refusals(result)
     for name in result.moving:
         shares = result.mean(name, "kv_share_min"), result.mean(name, "kv_share_max")
         gib = result.mean(name, "bytes_migrated") / GIB
@@ -56,6 +53,21 @@ def summary_lines(result: WorkloadResult) -> list[str]:
         for name in result.moving:
             for reference in filter(None, (best, "sglang-0.9" if "sglang-0.9" in result.controllers else None)):
                 lines.append(_against(result, name, reference))
+    return lines
+
+
+def _refusals(result: WorkloadResult) -> list[str]:
+    """Of the static splits that are compared with: who refuses what others serve, so that its cost says little."""
+    unserved = {name: result.mean(name, "unserved_tokens") for name in result.controllers}
+    most = min(unserved, key=lambda name: unserved[name])
+    statics = [name for name in result.controllers if is_static(name) and not name.startswith("static-")]
+    lines = []
+    for name in dict.fromkeys(filter(None, (result.cheapest_static, result.best_static, *statics))):
+        if (more := unserved[name] - unserved[most]) > UNSERVED:
+            lines.append(
+                f"{name} costs {result.mean(name, 'cost'):.3f}, but leaves {more:.1%} of the tokens unserved that "
+                f"{most} serves: its cost is no measure for others"
+            )
     return lines
 
 

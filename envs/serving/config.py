@@ -53,12 +53,14 @@ class Policies:
     @classmethod
     def parse(cls, text: str) -> "Policies":
         """From 'eviction=lru,admission=fcfs'; ValueError names what is wrong."""
-        given = {}
+        given: dict[str, str] = {}
         for part in filter(None, text.split(",")):
             field, separator, value = part.partition("=")
             if not separator or field not in POLICY_CHOICES:
                 known = ", ".join(f"{name}=" for name in POLICY_CHOICES)
                 raise ValueError(f"policies: {part!r} is not one of: {known}")
+            if field in given:
+                raise ValueError(f"policies: {field} is given twice: {given[field]} and {value}")
             given[field] = value
         return cls(**given)
 

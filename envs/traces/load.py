@@ -49,7 +49,9 @@ class Format:
 
 # The first line decides whose keys any record of the file's head has.
 _JSON_KEYS = (
-    ({"chat_id", "input_length"}, Format("Qwen-Bailian jsonl", load_bailian)),
+    ({"chat_id", "parent_chat_id", "input_length"}, Format("Qwen-Bailian jsonl", load_bailian)),
+    ({"timestamp", "input_length", "output_length"}, Format("Mooncake jsonl", load_mooncake)),
+    ({"hash_ids", "input_length", "output_length"}, Format("Mooncake jsonl", load_mooncake)),
     ({"requests", "block_size"}, Format("kv-cache-tester json", load_kv_cache_tester)),
     ({"conversations"}, Format("ShareGPT json", load_sharegpt)),
     ({"sessionId"}, Format("Claude Code session log", load_claude_code)),

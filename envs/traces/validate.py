@@ -58,7 +58,7 @@ def build_trace(
     if kind == "session-library" and not repaired:
         columns = move_sub_agents(columns, path, notices)
     if not len(columns["arrival_s"]):
-        raise TraceError(f"{path}: 0 rows are left, expected at least 1 (the trace is empty)")
+        raise TraceError(f"{path}: 0 rows are left, expected at least 1 ({'; '.join(notices) or 'the trace is empty'})")
     if kind == "open-loop" and not repaired:
         notices += _rate_notices(columns["arrival_s"], path)
     return Trace(

@@ -86,22 +86,24 @@ class WorkerDied(RuntimeError):
 
 
 class Workers:
-    """So many processes, each of which calls `prepare(*arguments)` first; a context manager.
+    """As many processes as there are tasks, at most `count`, each of which calls `prepare(*arguments)` first; a context
+    manager.
 
     They end with it, when the first process ends in whatever way, and on SIGTERM, which raises Stopped in them. They do
     not hear Ctrl-C and SIGHUP, which reach every process of a terminal: the first one ends the others.
     """
 
     def __init__(self, count: int, prepare: Callable[..., object] = int, *arguments: object) -> None:
+        self._count, self._prepare = count, (prepare, arguments)
         self._workers: list[_Worker] = []
-        try:
-            for _ in range(count):
-                self._workers.append(_Worker())
-            for worker in self._workers:
-                worker.begin(prepare, arguments, "getting ready")
-        except BaseException:
-            self.close()
-            raise
+        self._has_ended = False
+
+    def _start(self, count: int) -> None:
+        """Have so many processes."""
+        new = range(len(self._workers), min(count, self._count))
+        self._workers += [_Worker() for _ in new]  # all of them import while the first ones get ready
+        for place in new:
+            self._workers[place].begin(*self._prepare, "getting ready")
 
     def __enter__(self) -> "Workers":
         return self
@@ -119,8 +121,9 @@ class Workers:
             raise
 
     def _map(self, function: Callable[[T], R], items: Sequence[T], name: Callable[[T], str]) -> Iterator[R]:
-        if not self._workers:
+        if self._has_ended:
             raise RuntimeError("these workers have ended")
+        self._start(len(items))
         waiting, found = deque(range(len(items))), dict[int, R]()
         for place in range(len(items)):
             while place not in found:
@@ -141,7 +144,7 @@ class Workers:
 
     def close(self) -> None:
         """End all, at the latest after LEAVING_S; again: nothing."""
-        workers, self._workers = self._workers, []
+        workers, self._workers, self._has_ended = self._workers, [], True
         try:
             for worker in workers:
                 worker.process.terminate()

@@ -170,6 +170,7 @@ def test_a_damaged_real_trace_is_refused(script, workplace, refusal):
         (("--kv-dtype", "int3"), "choose one of fp32, bf16, fp16, fp8"),
         (("--state-dtype", "int3"), "choose one of fp32, bf16, fp16, fp8"),
         (("--policies", "eviction=random"), "policy eviction is 'random'"),
+        (("--policies", "eviction=lru,eviction=lpb"), "policies: eviction is given twice: lru and lpb"),
         (
             ("--policies", "on_shortage=cheapest"),
             "policy on_shortage is 'cheapest', expected one of: evict, migrate, float, priced",

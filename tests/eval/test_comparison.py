@@ -140,6 +140,20 @@ def test_a_closed_loop_is_named_in_the_table_and_where_rho_is_told(capsys):
         assert ("of the same rows in an open loop" in printed) is named
 
 
+def test_a_static_split_that_refuses_what_others_serve_is_named():
+    class OneLongPrompt:
+        name = "by hand"
+
+        def episode(self, part, seed):
+            return make_episode([*(Ask(float(k), 640, 10) for k in range(9)), Ask(9.0, 64 * 300, 1)])
+
+    bench = Bench(CONFIG, (OneLongPrompt(),), "validation")
+    found = compare(bench, ["static-0.3", "sglang-0.9", "demand"], SEEDS[:1], jobs=1, oracle=False, progress=False)
+    refusing = [line for line in summary_lines(found.results[0]) if "unserved that demand serves" in line]
+    assert [line.split()[0] for line in refusing] == ["static-0.300", "sglang-0.9"]
+    assert found.results[0].best_static == "static-0.300", "there is no other"
+
+
 def test_an_overloaded_workload_is_marked():
     def first_line(rho: float) -> str:
         return summary_lines(dataclasses.replace(full_result(), rho=rho))[0]

@@ -14,7 +14,7 @@ from hbmgym.envs.traces.formats.columns import request_columns
 from hbmgym.envs.traces.formats.damage import Damage
 from hbmgym.envs.traces.formats.fields import Unused
 from hbmgym.envs.traces.formats.reading import name_of, read_objects
-from hbmgym.envs.traces.formats.records import block_list_or_none, name_or_none, seconds, whole
+from hbmgym.envs.traces.formats.records import block_list_or_none, is_missing, name_or_none, seconds, whole
 from hbmgym.envs.traces.repair import order_by_arrival
 from hbmgym.envs.traces.trace import Trace
 from hbmgym.envs.traces.validate import build_trace
@@ -43,7 +43,7 @@ class _Rows:
         self.arrival_s.append(seconds(record, "timestamp", path, line))
         self.input_tokens.append(whole(record, "input_length", path, line))
         self.output_tokens.append(whole(record, "output_length", path, line))
-        self.turn.append(max(0, whole(record, "turn", path, line) - 1) if "turn" in record else 0)
+        self.turn.append(0 if is_missing(record.get("turn")) else max(0, whole(record, "turn", path, line) - 1))
         self.ids.add_row(block_list_or_none(record, path, line))
         self.lines.append(line)
 

@@ -57,9 +57,9 @@ def each_file(path: Path, files: Sequence[Path]) -> Iterable[Path]:
 
 
 def read_lines(path: Path, damage: Damage) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of every line that is not blank. Raises `Damaged`."""
+    """Number (from 1) and text of every line that is not blank. Raises `Damaged` where there is none to be read."""
     number = 0
-    for block in _blocks(path):
+    for block in _readable(_blocks(path), path, damage):
         if block is None:
             number += 1
             damage.seen += 1
@@ -70,6 +70,20 @@ def read_lines(path: Path, damage: Damage) -> Iterator[tuple[int, str]]:
             if line and not line.isspace():
                 damage.seen += 1
                 yield number, line
+
+
+def _readable(blocks: Iterator[bytes | None], path: Path, damage: Damage) -> Iterator[bytes | None]:
+    """The blocks up to where a compressed file breaks off, which counts as a damaged line."""
+    some = False
+    try:
+        for block in blocks:
+            yield block
+            some = True
+    except Damaged as reason:
+        if not some:
+            raise
+        damage.seen += 1
+        damage.leave_out(path, f"{reason}; what comes after is missing")
 
 
 def read_objects(path: Path, damage: Damage) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -275,7 +289,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
         with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, leave=False, disable=quiet) as bar:
             chunk = b" "
             while chunk:
-                chunk = _read(file, path, CHUNK_BYTES)
+                chunk = _read(file, path, CHUNK_BYTES) if file is packed else _read_some(file, path)
                 bar.update(packed.tell() - bar.n)
                 yield chunk
 
@@ -299,8 +313,17 @@ def _unpacked(file: BinaryIO, path: Path) -> BinaryIO:
 
 
 def _read(file: BinaryIO, path: Path, count: int) -> bytes:
+    return _or_damaged(lambda: file.read(count), path)
+
+
+def _read_some(file: BinaryIO, path: Path) -> bytes:
+    """As much as can be unpacked before an error."""
+    return _or_damaged(lambda: file.read1(CHUNK_BYTES), path)  # type: ignore[attr-defined]
+
+
+def _or_damaged(read: Callable[[], bytes], path: Path) -> bytes:
     try:
-        return file.read(count)
+        return read()
     except Exception as error:  # each compressor has errors of its own
         if isinstance(error, OSError) and error.strerror:
             raise Damaged(f"{path}: cannot be read: {error.strerror}, expected a trace file") from error
