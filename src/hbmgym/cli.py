@@ -6,6 +6,7 @@ Exit codes: 2 for a user's mistake; 1 where a worker was killed, memory ran out,
 
 import argparse
 import dataclasses
+import errno
 import functools
 import os
 import sys
@@ -19,6 +20,12 @@ from hbmgym.streams import FAILED, say, usable_streams
 
 T = TypeVar("T")
 P = ParamSpec("P")
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+_REMEDIES = {
+    errno.EAGAIN: "no further process can be started: give fewer --jobs",
+    errno.EMFILE: "too many files are open: give fewer --jobs, or raise ulimit -n",
+    **dict.fromkeys(_FULL, "free some space, or write elsewhere"),
+}
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:
@@ -136,7 +143,7 @@ def in_one_line(*kinds: type[Exception], kept: str = "") -> Iterator[None]:
         yield
     except kinds as error:
         _require_stdout(error)
-        fail(str(error))
+        fail(_described(error) if isinstance(error, OSError) else str(error))
     except KeyboardInterrupt as stop:
         say(_and(str(stop) or "interrupted", kept))
         raise SystemExit(getattr(stop, "code", 130)) from None
@@ -144,10 +151,19 @@ def in_one_line(*kinds: type[Exception], kept: str = "") -> Iterator[None]:
         _leave(_and(str(end), kept), FAILED)
     except OSError as error:
         _require_stdout(error)
-        _leave(_and(f"{error.filename}: {error.strerror}" if error.filename else str(error), kept), FAILED)
+        _leave(_and(_described(error), kept), FAILED)
     except MemoryError as error:
         what = f"memory ran out ({error})" if str(error) else "memory ran out"
         _leave(_and(f"{what}: give fewer --jobs, or more memory", kept), FAILED)
+
+
+def _described(error: OSError) -> str:
+    """What failed, why, and what helps, as far as the error says it."""
+    if error.strerror is None:
+        return str(error)
+    what = error.filename or "what was to be written" if error.errno in _FULL else error.filename
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    return f"{f'{what}: ' if what else ''}{error.strerror}{f' ({remedy})' if remedy else ''}"
 
 
 def _require_stdout(error: Exception) -> None:

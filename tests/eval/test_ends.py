@@ -115,7 +115,7 @@ def test_on_a_full_disk_what_was_measured_is_printed(command, tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files)
     assert ended.returncode == 1
     last = ended.stderr.splitlines()[-1]
-    assert last == f"compare.py: {tmp_path}/some/where/cells.json: File too large"
+    assert last == f"compare.py: {tmp_path}/some/where/cells.json: File too large (free some space, or write elsewhere)"
     assert "best static: " in ended.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["own.jsonl"]
 
