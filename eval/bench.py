@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from hbmgym.controllers.base import Controller, Setup
-from hbmgym.controllers.helm.policy import Policy
+from hbmgym.controllers.floor import floored
 from hbmgym.controllers.helm.ppo import PpoController
-from hbmgym.controllers.helm.variants import VARIANTS, make_variant
-from hbmgym.controllers.observation import OBSERVATION_SIZE
+from hbmgym.controllers.helm.variants import VARIANTS, make_variant, shipped_policy
 from hbmgym.controllers.registry import MOVING_CONTROLLERS, make_controller
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
@@ -148,17 +147,11 @@ class _Stopwatch:
 
 def measure_decision() -> Figures:
     """Microseconds of one decision of the learned controller, observation included, and of every other that moves."""
-    rng = np.random.default_rng(0)
-    sizes = (OBSERVATION_SIZE, 64, 64, 1)
-    layers = [
-        (rng.normal(0, b**-0.5, (a, b)).astype(np.float32), np.zeros(a, np.float32))
-        for b, a in itertools.pairwise(sizes)
-    ]
     config = ServingConfig()
     core = Core(config)
     core.reset(open_workloads(config)[0].episode("train", 0))
     records = [core.run_window().copy() for _ in range(200)]
-    policy = Policy.from_layers(layers)
+    policy = shipped_policy()
     learned = _time_decisions(PpoController(policy), core.setup, records, 20_000)
     figures = {f"decision_us_{key}": value for key, value in learned.items()}
     for name in VARIANTS:
@@ -172,7 +165,8 @@ def measure_decision() -> Figures:
 
 
 def _time_decisions(controller: Controller, setup: Setup, records: Sequence[np.record], count: int) -> Figures:
-    """p50 and p99 of `count` decisions, after one round through `records` that may compile."""
+    """p50 and p99 of `count` decisions over a floor, after one round through `records` that may compile."""
+    controller = floored(controller)
     controller.reset(setup)
     for record in records:
         controller.act(record)
