@@ -26,7 +26,6 @@ class ShareFloor:
         """Start at the requested `share`; `bounds` are the shares that may be asked for."""
         self._layout, self._most = layout, bounds[1]
         self._wanted = share
-        self._pages, self._least = 0.0, 0.0
         self._share_per_page = layout.page_bytes / layout.budget_bytes
         # A split that holds some pages has less room beside them than a slot and the ends of two chunks.
         self._slack = (layout.slot_bytes + 2 * layout.chunk_bytes) / layout.budget_bytes
@@ -38,18 +37,13 @@ class ShareFloor:
             self._wanted = asked
         (pages,) = _read(telemetry, _KV_NEEDED)
         is_plenty = pages * self._share_per_page + self._slack < self._wanted  # which is so most of the time
-        if not is_plenty and (least := self._least_share(pages)) > self._wanted:
+        if not is_plenty and (least := self._share_that_holds(pages)) > self._wanted:
             self._raised = True
             return None if least == telemetry["kv_share_requested"] else least
         if self._raised:
             self._raised = False
             return self._wanted
         return asked
-
-    def _least_share(self, pages: float) -> float:
-        if pages != self._pages:
-            self._pages, self._least = pages, self._share_that_holds(pages)
-        return self._least
 
     def _share_that_holds(self, pages: float) -> float:
         layout = self._layout
