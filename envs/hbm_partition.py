@@ -16,6 +16,7 @@ from hbmgym.controllers.observation import OBSERVATION_SIZE, OBSERVATION_TABLE, 
 from hbmgym.envs.render import HistoryFigure, ansi_line
 from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.serving.core import Core
+from hbmgym.envs.serving.engines import ENGINE_PROFILES, find_engine
 from hbmgym.envs.traces.episode import Episode, Loop
 from hbmgym.envs.traces.seeds import SEED_RANGES, Part, check_seed
 from hbmgym.envs.workload import Workload, open_workloads
@@ -299,14 +300,15 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         }
 
 
-_NESTED = ("policies", "constants", "migrate", "priced")
+_NESTED = ("engine", "policies", "migrate", "priced")
 
 
 def serving_config(settings: Mapping[str, Any]) -> ServingConfig:
     """A configuration from fields that may come from JSON.
 
-    `policies`, `constants`, `migrate` and `priced` are mappings, what they leave out is as in the defaults; `policies`
-    may also be text like 'eviction=lru,...'. Raises a one-line ValueError that names the field.
+    `engine`, `policies`, `migrate` and `priced` are mappings, what they leave out is as in the defaults; `engine` may
+    also be the name of a profile or its file (a mapping with a known name leaves out from that one), and `policies`
+    text like 'eviction=lru,...'. Raises a one-line ValueError that names the field.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(ServingConfig)}
     given = {}
@@ -315,7 +317,8 @@ def serving_config(settings: Mapping[str, Any]) -> ServingConfig:
         if name in _NESTED:
             given[name] = _nested(name, value, defaults[name])
         else:
-            _check_type(name, value, type(defaults[name]))
+            if defaults[name] is not None:
+                _check_type(name, value, type(defaults[name]))
             given[name] = value
     return ServingConfig(**given)
 
@@ -325,14 +328,21 @@ def _nested(name: str, value: Any, default: Any) -> Any:
         return value
     if name == "policies" and isinstance(value, str):
         return Policies.parse(value)
+    if name == "engine" and isinstance(value, str):
+        return find_engine(value)
     if not isinstance(value, Mapping):
-        text = " or text like 'eviction=lru'" if name == "policies" else ""
+        text = {"policies": " or text like 'eviction=lru'", "engine": " or the name of a profile"}.get(name, "")
         raise ValueError(f"serving field {name} is {value!r}, expected a mapping{text}")
+    if name == "engine" and value.get("name") in ENGINE_PROFILES:
+        default = ENGINE_PROFILES[value["name"]]
     fields = [field.name for field in dataclasses.fields(default)]
     for field, setting in value.items():
         _check_choice(f"field of {name}", field, fields)
-        if (present := getattr(default, field)) is not None and setting is not None:
-            _check_type(f"{name}.{field}", setting, type(present))
+        if isinstance(getattr(default, field), bool):
+            if not isinstance(setting, bool):
+                raise ValueError(f"serving field {name}.{field} is {setting!r}, expected true or false")
+        else:
+            _check_type(f"{name}.{field}", setting, type(getattr(default, field)))
     return dataclasses.replace(default, **value)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from hbmgym.cli import option
 from hbmgym.envs.serving.config import SGLANG_SLOTS, Policies, ServingConfig, parse_slots_per_request
-from hbmgym.envs.serving.constants import LOADED
 from hbmgym.envs.serving.costs import read_costs
+from hbmgym.envs.serving.engines import ENGINE_PROFILES, find_engine
+from hbmgym.envs.serving.gpus import GPUS, find_gpu
 from hbmgym.envs.traces.avmp_traffic import PAPER_SCENARIOS
 from hbmgym.envs.traces.episode import LOOPS
 from hbmgym.envs.traces.jitter import SPREAD
@@ -47,13 +48,20 @@ class ServingOptions:
         f"{', '.join((*SCENARIOS, *PAPER_SCENARIOS))}:FILE",
     )
     model: str = option(_DEFAULTS.model, "model served, lower-case slug")
-    gpu: str = option(_DEFAULTS.gpu, "GPU: h200, h100, a100 or rtx3060")
+    gpu: str = option(_DEFAULTS.gpu, f"GPU: {', '.join(GPUS)}, or a file with an entry as in envs/serving/gpus.json")
+    engine: str = option(
+        _DEFAULTS.engine.name,
+        f"engine whose host is modelled: {', '.join(ENGINE_PROFILES)}, or a profile that eval/calibrate.py wrote",
+        metavar="NAME|FILE",
+    )
     tensor_parallel: int = option(_DEFAULTS.tensor_parallel, "GPUs that share the weights, pages and slots")
+    expert_parallel: int = option(_DEFAULTS.expert_parallel, "GPUs of these that share the experts out whole")
     hbm_gib: float = option(_DEFAULTS.hbm_gib, "GiB of HBM for both pools together, on each GPU")
     load: float = option(1.0, "multiplies the arrival rate; 1 is as recorded, or as calibrated")
     loop: str = option("open", "open: fixed arrivals; closed: a turn follows the end of the turn before", choices=LOOPS)
     spread: bool = option(True, SPREAD)
     tick_s: float = option(0.0, "seconds per tick of the avmp- scenarios at load 1; 0 calibrates it")
+    weight_dtype: str = option(_DEFAULTS.weight_dtype, "dtype of the weights: bf16, fp8, or nvfp4 or mxfp4 of experts")
     kv_dtype: str = option(_DEFAULTS.kv_dtype, "dtype of the KV cache: bf16 or fp8")
     state_dtype: str = option(_DEFAULTS.state_dtype, "dtype of the recurrent state: fp32 or bf16")
     slots_per_request: str = option(
@@ -62,6 +70,11 @@ class ServingOptions:
         + ", ".join(f"{name} {slots}" for name, slots in SGLANG_SLOTS.items()),
     )
     costs: str = option("", "costs.json of eval/gpu_check.py: measured costs of moves and copies", metavar="FILE")
+    prefill_chunk: int = option(_DEFAULTS.prefill_budget, "most prompt tokens of one iteration")
+    receive_interval: int = option(
+        _DEFAULTS.receive_interval,
+        "decode iterations from one look for new requests to the next, SGLang's scheduler_recv_interval",
+    )
     long_prefill_tokens: int = option(
         _DEFAULTS.long_prefill_tokens,
         "most prompt tokens of one request in an iteration, vLLM's long_prefill_token_threshold; 0: no bound",
@@ -83,10 +96,15 @@ class ServingOptions:
             model=self.model,
             gpu=self.gpu,
             hbm_gib=self.hbm_gib,
+            engine=find_engine(self.engine),
             tensor_parallel=self.tensor_parallel,
+            expert_parallel=self.expert_parallel,
+            weight_dtype=self.weight_dtype,
             kv_dtype=self.kv_dtype,
             state_dtype=self.state_dtype,
             slots_per_request=parse_slots_per_request(self.slots_per_request),
+            prefill_budget=self.prefill_chunk,
+            receive_interval=self.receive_interval,
             long_prefill_tokens=self.long_prefill_tokens,
             policies=Policies.parse(self.policies),
             priced=PricedAdmission(self.price_mode),
@@ -121,12 +139,8 @@ class ServingOptions:
 
     def _notices_of_times(self) -> Iterator[str]:
         """One line each for what the modelled times do not rest on, or rest on instead."""
-        if notice := LOADED.notice(self.model, self.gpu):
-            yield notice
-        if self.tensor_parallel > 1 and not LOADED.constants.t_comm_s:
-            yield (
-                f"tensor_parallel {self.tensor_parallel}: weights and slots are divided by it, pages as far as there "
-                "are KV heads to divide; communication is not modelled"
-            )
+        gpu = find_gpu(self.gpu)
+        if gpu.is_estimate:
+            yield f"{gpu.name}: {gpu.sources['assumed']}"
         if self.costs:
             yield read_costs(Path(self.costs)).line

@@ -1,10 +1,13 @@
 """HybridModel: how many bytes a token, a sequence's state and the weights of a hybrid model take.
 
-The shapes lie in models.json, one line per model, with their source and whether they were checked against it.
+The shapes lie in models.json, one line per model, with their source and whether they were checked against it; those of
+any other model are read from its config.json (configs.py).
 """
 
 import difflib
+import functools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,10 @@ from types import MappingProxyType
 from typing import TypeVar
 
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1})
+WEIGHT_BYTES: Mapping[str, float] = MappingProxyType({**DTYPE_BYTES, "nvfp4": 0.5625, "mxfp4": 0.53125})
+"""Bytes of one weight, the scales of 16 or 32 weights of 4 bits included."""
 _CONV_DTYPE = "bf16"
+_WINDOW_DTYPE = "bf16"
 
 T = TypeVar("T")
 
@@ -22,6 +28,13 @@ def dtype_bytes(dtype: str) -> int:
     if dtype not in DTYPE_BYTES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPE_BYTES)}")
     return DTYPE_BYTES[dtype]
+
+
+def weight_number_bytes(dtype: str) -> float:
+    """Bytes of one weight; ValueError for a dtype that is not in WEIGHT_BYTES."""
+    if dtype not in WEIGHT_BYTES:
+        raise ValueError(f"unknown dtype of weights {dtype!r}: choose one of {', '.join(WEIGHT_BYTES)}")
+    return WEIGHT_BYTES[dtype]
 
 
 def pick(table: Mapping[str, T], slug: str, what: str) -> T:
@@ -34,17 +47,22 @@ def pick(table: Mapping[str, T], slug: str, what: str) -> T:
     raise ValueError(f"unknown {what} {slug!r}{hint}: known are {', '.join(table)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HybridModel:
-    """The cached shapes of a model that mixes attention with recurrent layers.
+    """The cached shapes of a model that mixes attention with recurrent layers, and the widths of its matrices.
 
     Bytes of KV, pages and slots are those of each of `tensor_parallel` GPUs: engines share heads out among them, but
     where there are fewer KV heads than GPUs each head is copied to several, and MLA's latent is copied to all.
+
+    Widths are counts of numbers, of the whole model. A layer's projections hold hidden_size * (in + out) parameters;
+    where a part of them does not read the hidden state (a low-rank factor, a concatenated input) it is counted as the
+    number of hidden-sized columns with as many parameters, rounded.
     """
 
     slug: str
     name: str
     attention_layers: int
+    """Layers that attend to the whole context; those of a sliding window are `window_layers`."""
     kv_heads: int | None
     """None under multi-head latent attention (MLA)."""
     head_dim: int
@@ -53,7 +71,7 @@ class HybridModel:
     """Numbers that MLA caches per token and layer (latent + rope); None without MLA."""
     recurrent_layers: int
     state_shape: tuple[int, int, int]
-    """Heads and the two dimensions of one head's state, per recurrent layer."""
+    """Heads and the two dimensions of one head's state, per recurrent layer; zeros without recurrent layers."""
     conv_shape: tuple[int, int] | None
     """Channels and cached columns of the short convolution, per recurrent layer; None without one."""
     state_dtype: str
@@ -62,6 +80,44 @@ class HybridModel:
     total_params: int
     """0 where the model is a shape without weights."""
     active_params: int
+    """Those that a token passes through."""
+    hidden_size: int
+    """Width of the residual stream; this and all widths below are 0 where the model is a shape without weights."""
+    vocabulary: int
+    """Rows of the embedding table."""
+    attention_in: int
+    """Columns of all matrices that read the hidden state in one attention layer: Q with its output gate, K and V. MLA:
+    Q, the latent and the rope key, and the expansion of the latent counted in hidden-sized columns."""
+    attention_out: int
+    """Rows of an attention layer's output projection: q_heads times the width of a head's value."""
+    recurrent_in: int
+    """The same for one recurrent layer. Gated DeltaNet: q, k, v, z, b, a; KDA: q, k, v, b and its low-rank gates;
+    Mamba-2: z, x, B, C, dt; Mamba-1: x, z and the projections of B, C, dt; lightning attention: q, k, v, its gate."""
+    recurrent_out: int
+    """Rows of a recurrent layer's output projection."""
+    window_layers: int = 0
+    """Attention layers that cache only the last `window_tokens` tokens; `attention_layers` does not count them."""
+    window_tokens: int = 0
+    shared_blocks: int = 0
+    """How many sets of weights attention layers and their MLPs take turns with (Zamba2); 0 where each has its own."""
+    tied_embeddings: bool = False
+    """Whether the output layer is the embedding table again."""
+    dense_layers: int = 0
+    """Layers with an ordinary MLP. This and the fields below are 0 where the model has no such layers."""
+    dense_width: int = 0
+    """Intermediate size of an ordinary MLP."""
+    moe_layers: int = 0
+    experts: int = 0
+    """Routed experts of one layer."""
+    experts_per_token: int = 0
+    expert_width: int = 0
+    """Intermediate size of one routed expert."""
+    expert_input: int = 0
+    """Width that routed experts read: `hidden_size`, or the latent that the layer projects it to and back from."""
+    shared_width: int = 0
+    """Intermediate size of all shared experts of one layer together."""
+    mlp_matrices: int = 0
+    """Matrices of one MLP or expert: 3 where it is gated, 2 where it is not."""
     shape_verified: bool
     """Whether `source` was read; False where a part of the shape is inferred."""
     source: str
@@ -72,13 +128,37 @@ class HybridModel:
             return False
         return not self.kv_heads or not self.kv_heads % tensor_parallel or not tensor_parallel % self.kv_heads
 
+    def require_shares(self, tensor_parallel: int) -> None:
+        """Raise ValueError, which names the numbers that are possible, unless `shares_out`."""
+        if tensor_parallel < 1:
+            raise ValueError(f"tensor_parallel is {tensor_parallel}, expected an integer >= 1")
+        if not self.shares_out(tensor_parallel):
+            possible = ", ".join(str(g) for g in range(1, self.q_heads + 1) if self.shares_out(g))
+            kv_heads = f", {self.kv_heads} KV heads" if self.kv_heads else ""
+            raise ValueError(
+                f"tensor_parallel is {tensor_parallel}, but {self.slug} has {self.q_heads} query heads{kv_heads} and "
+                f"{self.state_shape[0]} state heads to share out: choose one of {possible}"
+            )
+
+    @property
+    def layers(self) -> int:
+        """Layers that mix tokens, of all kinds; layers with attention and recurrence side by side count twice."""
+        return self.attention_layers + self.window_layers + self.recurrent_layers
+
+    @property
+    def blocks(self) -> int:
+        """Mixers and MLPs: an ordinary layer is a pair of them."""
+        return self.layers + self.dense_layers + self.moe_layers
+
     def kv_token_bytes(self, kv_dtype: str, tensor_parallel: int = 1) -> int:
-        """KV bytes of one token, all attention layers."""
+        """KV bytes of one token, all attention layers but those of a sliding window."""
+        return self.attention_layers * self._layer_kv_numbers(tensor_parallel) * dtype_bytes(kv_dtype)
+
+    def _layer_kv_numbers(self, tensor_parallel: int) -> int:
         if self.mla_dim is not None:
-            return self.attention_layers * self.mla_dim * dtype_bytes(kv_dtype)
+            return self.mla_dim
         assert self.kv_heads is not None
-        heads = max(self.kv_heads // tensor_parallel, 1)
-        return self.attention_layers * 2 * heads * self.head_dim * dtype_bytes(kv_dtype)
+        return 2 * max(self.kv_heads // tensor_parallel, 1) * self.head_dim
 
     def page_bytes(self, kv_dtype: str, page_tokens: int, tensor_parallel: int = 1) -> int:
         """Bytes of a page: `page_tokens` tokens of KV, all attention layers together."""
@@ -100,13 +180,45 @@ class HybridModel:
         channels, columns = self.conv_shape or (0, 0)
         return self.recurrent_layers * channels * columns * dtype_bytes(_CONV_DTYPE)
 
+    def window_bytes(self, tensor_parallel: int = 1) -> int:
+        """KV of one sequence's sliding windows, all their layers; always bf16."""
+        numbers = self.window_layers * self.window_tokens * self._layer_kv_numbers(tensor_parallel)
+        return numbers * dtype_bytes(_WINDOW_DTYPE)
+
     def slot_bytes(self, state_dtype: str, tensor_parallel: int = 1) -> int:
-        """Bytes of a slot: the recurrent state of one sequence, all layers, convolution included."""
-        return (self.state_bytes(state_dtype) + self.conv_bytes) // tensor_parallel
+        """Bytes of a slot: what one sequence keeps whatever its length, all layers.
+
+        That is recurrent state, convolution and sliding windows; 0 for a model with none of them.
+        """
+        recurrent = (self.state_bytes(state_dtype) + self.conv_bytes) // tensor_parallel
+        return recurrent + self.window_bytes(tensor_parallel)
 
     def weight_bytes(self, weight_dtype: str) -> int:
         """All parameters in `weight_dtype`."""
-        return self.total_params * dtype_bytes(weight_dtype)
+        return math.ceil(self.total_params * weight_number_bytes(weight_dtype))
+
+    @property
+    def counted_params(self) -> int:
+        """All parameters of the matrices, by their widths: what is left out (norms, biases, convolutions) is small."""
+        tables = 1 if self.tied_embeddings else 2
+        own = self.shared_blocks / (self.attention_layers or 1) if self.shared_blocks else 1
+        return round(self._params(tables, own, self.experts))
+
+    @property
+    def counted_active_params(self) -> int:
+        """Parameters that a token is multiplied with, by the widths: shared blocks at every call, one vocabulary."""
+        return round(self._params(1, 1, self.experts_per_token))
+
+    def _params(self, tables: int, own_weights: float, experts: int) -> float:
+        """`own_weights`: the share of attention layers and MLPs that have weights of their own."""
+        attention = (self.attention_layers + self.window_layers) * (self.attention_in + self.attention_out)
+        recurrent = self.recurrent_layers * (self.recurrent_in + self.recurrent_out)
+        dense = self.dense_layers * self.mlp_matrices * self.dense_width
+        router_and_shared = self.moe_layers * (self.experts + self.mlp_matrices * self.shared_width)
+        columns = tables * self.vocabulary + own_weights * (attention + dense) + recurrent + router_and_shared
+        routed = self.moe_layers * experts * self.mlp_matrices * self.expert_width * self.expert_input
+        latent = 0 if self.expert_input == self.hidden_size else 2 * self.moe_layers * self.expert_input
+        return self.hidden_size * (columns + latent) + routed
 
 
 def _load_models() -> Mapping[str, HybridModel]:
@@ -121,5 +233,12 @@ MODELS = _load_models()
 
 
 def find_model(slug: str) -> HybridModel:
-    """The model named `slug`; ValueError lists the known ones."""
-    return pick(MODELS, slug, "model")
+    """The model named `slug`, or that of the config.json whose path it is; ValueError says what is wrong with it."""
+    return _read_once(slug) if slug.endswith(".json") else pick(MODELS, slug, "model")
+
+
+@functools.cache
+def _read_once(path: str) -> HybridModel:
+    from hbmgym.memory_backend.configs import read_config  # configs.py builds the class of this module
+
+    return read_config(Path(path))

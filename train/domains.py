@@ -70,8 +70,9 @@ class Traffic:
 
     @property
     def platform(self) -> str:
-        """As model@gpu@GiB."""
-        return Platform(self.config.model, self.config.gpu, self.config.hbm_gib).name
+        """As model@gpu@GiB, and the engine unless it is the default one."""
+        config = self.config
+        return Platform(config.model, config.gpu, config.hbm_gib, config.engine.name).name
 
 
 @dataclass(frozen=True)

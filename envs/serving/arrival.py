@@ -24,30 +24,52 @@ from hbmgym.memory_backend.pools import NONE
 
 @subkernel
 def pull_arrivals(state):
-    """Let every row that has arrived by now join the queue, wait for its needs, or be rejected."""
-    while state.engine.next_arrival_s <= state.engine.now_s:
+    """Let every row that has reached the engine by now join the queue, wait for its needs, or be rejected; unless the
+    engine does not look for new rows at this edge."""
+    engine = state.engine
+    if engine.receive_interval > 1 and not _listens(engine):
+        return
+    while engine.next_receipt_s <= engine.now_s:
         _arrive(state, _take_next(state))
 
 
 @subkernel
+def _listens(engine):
+    """An engine that only decodes looks for new rows every receive_interval iterations; any other, at every edge."""
+    ahead = engine.iterations - engine.listens_at
+    if engine.decoding > 0 and (ahead < 0 or ahead % engine.receive_interval != 0):
+        return False
+    engine.listens_at = engine.iterations + engine.receive_interval
+    return True
+
+
+@subkernel
 def _take_next(state):
-    """The row that arrives next, of two at one time the lower: its arrival is fixed, or set since its needs ended."""
+    """The row that reaches the engine next, of two at one time the lower: its arrival is fixed, or set since its needs
+    ended."""
     engine = state.engine
-    row, fixed_s = engine.next_row, _fixed_arrival_s(state)
-    released, released_s = state.heaps[RELEASES, 0], next_release_s(state)
+    row, fixed_s = engine.next_row, _fixed_receipt_s(state)
+    released, released_s = state.heaps[RELEASES, 0], _released_receipt_s(state)
     if released_s < fixed_s or (released_s == fixed_s and released < row):
         row = released
         leave_heap(state, RELEASES, row)
     else:
-        state.requests[row].arrival_s = fixed_s
+        state.requests[row].arrival_s = state.rows[row].arrival_s
         _pass_fixed(state)
-    engine.next_arrival_s = min(_fixed_arrival_s(state), next_release_s(state))
+    engine.next_receipt_s = min(_fixed_receipt_s(state), _released_receipt_s(state))
     return row
 
 
 @subkernel
-def _fixed_arrival_s(state):
-    return state.rows[state.engine.next_row].arrival_s if state.engine.next_row < len(state.rows) else math.inf
+def _fixed_receipt_s(state):
+    if state.engine.next_row >= len(state.rows):
+        return math.inf
+    return state.rows[state.engine.next_row].arrival_s + state.cost.request_s
+
+
+@subkernel
+def _released_receipt_s(state):
+    return next_release_s(state) + state.cost.request_s
 
 
 @subkernel
@@ -134,7 +156,7 @@ def release_followers(state, row):
         if state.engine.closed != 0:
             request.arrival_s = state.requests[row].ended_s + state.rows[follower].gap_s
             enter_heap(state, RELEASES, follower)
-            state.engine.next_arrival_s = min(state.engine.next_arrival_s, request.arrival_s)
+            state.engine.next_receipt_s = min(state.engine.next_receipt_s, _released_receipt_s(state))
         elif request.status == HELD:
             remove(state, HOLD, follower)
             state.engine.held -= 1

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from hbmgym.envs.serving.constants import LOADED, CostConstants
 from hbmgym.envs.serving.cost_model import CHUNK_MOVE_S
+from hbmgym.envs.serving.engines import DEFAULT_ENGINE, ENGINE_PROFILES, EngineProfile
+from hbmgym.envs.serving.gpus import is_number
 from hbmgym.envs.serving.shortage import SHORTAGE_RULES
 from hbmgym.memory_backend.eviction import ORDERS
 from hbmgym.memory_backend.migration import PAPERS_RULE, MigrateOnFailure
@@ -74,7 +75,11 @@ class ServingConfig:
     gpu: str = "h200"
     hbm_gib: float = 40.0
     """GiB of both pools together, on each GPU."""
+    engine: EngineProfile = ENGINE_PROFILES[DEFAULT_ENGINE]
+    """The engine that serves: what its host takes, and how it fits prompts into iterations."""
     tensor_parallel: int = 1
+    expert_parallel: int = 1
+    """GPUs of the group that share the experts out whole; each such set of GPUs divides every expert."""
     weight_dtype: str = "fp8"
     kv_dtype: str = "bf16"
     state_dtype: str = "fp32"
@@ -84,6 +89,9 @@ class ServingConfig:
     long_prefill_tokens: int = 0
     """Most of them for one request, so that a long prompt lets others through; 0: no such bound. vLLM's
     long_prefill_token_threshold, which is off by default too."""
+    receive_interval: int = 1
+    """While nothing but decoding goes on, new requests are seen every so many iterations: SGLang's
+    scheduler_recv_interval."""
     slots_per_request: int = 2
     """Recurrent slots a running request holds: its state and its latest snapshot; SGLANG_SLOTS has SGLang's numbers."""
     decode_snapshot_tokens: int = 256
@@ -103,8 +111,8 @@ class ServingConfig:
     """flop_aware: what saved seconds count beside recency; 0 is lru."""
     chunk_move_s: float = CHUNK_MOVE_S
     """Modelled seconds to move one chunk between the pools."""
-    constants: CostConstants = LOADED.constants
-    """Of the cost model, where a calibration or a measurement may replace them."""
+    block_copy_s_per_byte: float | None = None
+    """Copying a block inside the HBM of one GPU, as measured by eval/gpu_check.py; None: by bandwidth."""
     transfers: str = "overlapped"
     """Moving chunks runs beside the iterations (overlapped) or stops them (stall)."""
     window_s: float = 5.0
@@ -134,8 +142,10 @@ class ServingConfig:
             raise ValueError(f"flop_weight is {self.flop_weight}, expected a finite number >= 0")
         for field in (
             "tensor_parallel",
+            "expert_parallel",
             "page_tokens",
             "prefill_budget",
+            "receive_interval",
             "slots_per_request",
             "decode_snapshot_tokens",
         ):
@@ -152,6 +162,8 @@ class ServingConfig:
                 f"decode_snapshot_tokens is {self.decode_snapshot_tokens}, expected at least page_tokens "
                 f"{self.page_tokens}"
             )
+        if (copy_s := self.block_copy_s_per_byte) is not None and not (is_number(copy_s) and 0 < copy_s <= 1):
+            raise ValueError(f"block_copy_s_per_byte is {copy_s!r}, expected seconds up to 1")
         if self.transfers not in ("overlapped", "stall"):
             raise ValueError(f"transfers is {self.transfers!r}, expected overlapped or stall")
         if not 0.0 <= self.initial_kv_share <= 1.0:

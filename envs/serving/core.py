@@ -9,7 +9,7 @@ import numpy as np
 
 from hbmgym.controllers.base import TELEMETRY, Setup
 from hbmgym.envs.serving.config import ServingConfig
-from hbmgym.envs.serving.cost_model import cold_prefill_s, make_cost, tpot_reference_s
+from hbmgym.envs.serving.cost_model import COST, cold_prefill_s, make_cost, tpot_reference_s
 from hbmgym.envs.serving.engine import LOG_FULL, ask_for_split, run
 from hbmgym.envs.serving.gpus import find_gpu
 from hbmgym.envs.serving.shortage import SHORTAGE_RULES
@@ -41,18 +41,15 @@ from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
 from hbmgym.memory_backend.table import Table
 from hbmgym.memory_backend.vmm import Vmm, open_vmm
 
+LEAST_SLOT_BYTES = 64 * 2**10
+"""A model that keeps no state has slots all the same, which count its running requests and take next to nothing."""
+
 
 def make_layout(config: ServingConfig) -> Layout:
     """Chunks, blocks and splits of a configuration; ValueError when weights and budget do not fit the GPU."""
     model, gpu = find_model(config.model), find_gpu(config.gpu)
     parallel = config.tensor_parallel
-    if not model.shares_out(parallel):
-        possible = ", ".join(str(g) for g in range(1, model.q_heads + 1) if model.shares_out(g))
-        kv_heads = f", {model.kv_heads} KV heads" if model.kv_heads else ""
-        raise ValueError(
-            f"tensor_parallel is {parallel}, but {model.slug} has {model.q_heads} query heads{kv_heads} and "
-            f"{model.state_shape[0]} state heads to share out: choose one of {possible}"
-        )
+    model.require_shares(parallel)
     weights = model.weight_bytes(config.weight_dtype) // parallel
     if weights + config.budget_bytes > gpu.memory_bytes:
         raise ValueError(
@@ -65,7 +62,7 @@ def make_layout(config: ServingConfig) -> Layout:
         budget_bytes=config.budget_bytes,
         chunk_bytes=CHUNK_BYTES,
         page_bytes=model.page_bytes(config.kv_dtype, config.page_tokens, parallel),
-        slot_bytes=model.slot_bytes(config.state_dtype, parallel),
+        slot_bytes=max(model.slot_bytes(config.state_dtype, parallel), LEAST_SLOT_BYTES),
         min_slots=config.slots_per_request,
         min_pages=pages_per_prefill + 1,
     )
@@ -76,14 +73,16 @@ def cost_of(config: ServingConfig) -> np.record:
     return make_cost(
         find_model(config.model),
         find_gpu(config.gpu),
+        engine=config.engine,
         tensor_parallel=config.tensor_parallel,
+        expert_parallel=config.expert_parallel,
         weight_dtype=config.weight_dtype,
         kv_dtype=config.kv_dtype,
         state_dtype=config.state_dtype,
         prefill_budget=config.prefill_budget,
         page_tokens=config.page_tokens,
         chunk_move_s=config.chunk_move_s,
-        constants=config.constants,
+        block_copy_s_per_byte=config.block_copy_s_per_byte,
     )
 
 
@@ -115,15 +114,21 @@ def setup_hash(config: ServingConfig) -> str:
     """
     settings = dataclasses.asdict(config)
     del settings["initial_kv_share"]
-    del settings["constants"]  # whatever of them acts is in the cost record
+    settings["engine"] = config.engine.prefill
+    for name in ("gpu", "block_copy_s_per_byte"):  # what acts of them, and of the engine beside, is in the cost record
+        del settings[name]
     if not config.long_prefill_tokens:
         del settings["long_prefill_tokens"]
     if config.policies.on_shortage != "migrate":
         del settings["migrate"]
     if config.policies.on_shortage != "priced":
         del settings["priced"]
-    facts = [settings, dataclasses.asdict(make_layout(config)), cost_of(config).tolist()]
+    facts = [settings, dataclasses.asdict(make_layout(config)), _numbers(cost_of(config))]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _numbers(cost: np.record) -> list[float | list[float]]:
+    return [cost[name].tolist() for name in COST.names or ()]
 
 
 @kernel
@@ -220,6 +225,8 @@ class Core:
         engine.horizon_s, engine.max_deferrals = config.priced.horizon_s, config.priced.max_deferrals
         engine.deferral_weight = config.priced.deferral_weight
         engine.request_budget = config.long_prefill_tokens or config.prefill_budget
+        engine.exclusive = int(config.engine.prefill == "exclusive")
+        engine.receive_interval = config.receive_interval
         engine.stall = int(config.transfers == "stall")
         engine.worker_chunk_s = 0.0 if engine.stall else config.chunk_move_s
         engine.deadline_slos = config.deadline_slos
@@ -233,7 +240,7 @@ class Core:
         cost, page_tokens = self.cost, self.config.page_tokens
         kv, ssm = memory.kv.meta, memory.ssm.meta
         kv.own_s_per_page2 = cost.attention_s_per_pair * page_tokens**2 / 2
-        kv.state_s_per_page = page_tokens * (cost.compute_s_per_token + cost.recurrence_s_per_token)
+        kv.state_s_per_page = page_tokens * cost.prefill_s_per_token
         ssm.own_s_per_page = kv.state_s_per_page
         kv.flop_weight = ssm.flop_weight = self.config.flop_weight
 

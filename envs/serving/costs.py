@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hbmgym.envs.serving.config import ServingConfig
-from hbmgym.envs.serving.constants import MOST_S
 
 NAMES = ("chunk_move_s", "block_copy_s_per_byte")
+MOST_S = 1.0
+"""No constant is longer; a larger one is in another unit."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,11 @@ class MeasuredCosts:
 
     def applied_to(self, config: ServingConfig) -> ServingConfig:
         """The configuration with the measured values; what was not measured stays as it is."""
-        constants = config.constants
-        if "block_copy_s_per_byte" in self.values:
-            constants = replace(constants, block_copy_s_per_byte=self.values["block_copy_s_per_byte"])
-        move_s = self.values.get("chunk_move_s", config.chunk_move_s)
-        return replace(config, chunk_move_s=move_s, constants=constants)
+        return replace(
+            config,
+            chunk_move_s=self.values.get("chunk_move_s", config.chunk_move_s),
+            block_copy_s_per_byte=self.values.get("block_copy_s_per_byte", config.block_copy_s_per_byte),
+        )
 
     @property
     def line(self) -> str:

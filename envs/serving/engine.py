@@ -4,6 +4,8 @@ One turn of `run` is one iteration edge: arrivals, a run of moved chunks, growth
 with prefill, or as many decode iterations as pass before anything else can happen, in closed form.
 """
 
+import math
+
 from hbmgym.envs.serving.admission import try_admit_head
 from hbmgym.envs.serving.arrival import (
     book_miss,
@@ -23,7 +25,7 @@ from hbmgym.envs.serving.snapshots import (
     next_prefill_stop,
     publish_computed,
     save_decode_snapshot,
-    save_prefill_snapshot,
+    save_prefill_snapshots,
 )
 from hbmgym.envs.serving.state import DECODE_EVENTS, PREFILL, WORST_RATIO, state_at
 from hbmgym.memory_backend.eviction import turn_epoch
@@ -160,17 +162,20 @@ def _advance(state, seconds, busy):
 
 @subkernel
 def _iterate(state):
-    """One iteration: the planned prefill chunks and one token for every decoding request."""
+    """One iteration with prefill: the planned chunks, and one token for every decoding request if they are mixed."""
     engine = state.engine
-    seconds = engine.debt_s + iteration_s(
-        state.cost, engine.decoding, engine.context_tokens, engine.chunk_tokens, engine.chunk_attention
-    )
+    decoding = 0 if engine.exclusive != 0 else engine.decoding
+    context_tokens = 0 if engine.exclusive != 0 else engine.context_tokens
+    seconds = iteration_s(state.cost, decoding, context_tokens, engine.chunk_tokens, engine.chunk_attention)
+    seconds += engine.debt_s
     engine.debt_s = 0.0
     _advance(state, seconds, True)
-    engine.iterations += 1
-    engine.context_tokens += engine.decoding
-    _handle_decode_events(state)
+    if engine.exclusive == 0:
+        engine.iterations += 1
+        engine.context_tokens += decoding
+        _handle_decode_events(state)
     _apply_chunks(state)
+    engine.listens_at = engine.iterations
     engine.head_tried = 0  # what was published may let the head reuse more
 
 
@@ -189,11 +194,10 @@ def _apply_chunks(state):
 def _apply_chunk(state, row):
     engine = state.engine
     request = state.requests[row]
-    stop = next_prefill_stop(state, row)
+    before = request.computed
     request.computed += request.chunk
     publish_computed(state, row, request.computed)
-    if request.computed == stop and stop % engine.page_tokens == 0 and request.published * engine.page_tokens == stop:
-        save_prefill_snapshot(state, row)
+    save_prefill_snapshots(state, row, before)
     if request.computed < request.goal:
         return
     if request.first_token_s != request.first_token_s:  # NaN: this is the first token
@@ -235,14 +239,39 @@ def _handle_decode_events(state):
 
 @subkernel
 def _next_change_s(state, until_s):
-    """The next time at which something other than decoding happens."""
+    """The next time at which something happens other than decoding and the receipt of a row."""
     engine = state.engine
     change_s = min(until_s, state.memory.split.tick_s, engine.epoch_end_s, engine.aside_deadline_s)
-    if engine.waiting > 0:
-        change_s = min(change_s, head_deadline_s(state))
-        if engine.on_shortage != PRICED:
-            return change_s  # a blocked head waits for memory; arrivals behind it change nothing before that
-    return min(change_s, engine.next_arrival_s)
+    return min(change_s, head_deadline_s(state)) if engine.waiting > 0 else change_s
+
+
+@subkernel
+def _next_receipt_s(state):
+    """When the next row comes that may change something: a blocked head waits for memory, and nothing behind it does
+    before that, but to make it dearer to defer."""
+    engine = state.engine
+    return math.inf if engine.waiting > 0 and engine.on_shortage != PRICED else engine.next_receipt_s
+
+
+@subkernel
+def _iterations_until(state, at_s):
+    engine = state.engine
+    seconds = at_s - engine.now_s - engine.debt_s
+    return decode_iterations_until(state.cost, engine.decoding, engine.context_tokens, seconds)
+
+
+@subkernel
+def _iterations_until_change(state, until_s):
+    """Decode iterations until something else happens; rows are received where the engine looks for them."""
+    engine = state.engine
+    change_s = _next_change_s(state, until_s)
+    if engine.receive_interval == 1:
+        return _iterations_until(state, min(change_s, _next_receipt_s(state)))
+    # Whatever a row changes there: an engine that went past such an edge would not see it before the next one.
+    late = max(engine.iterations + _iterations_until(state, engine.next_receipt_s) - engine.listens_at, 0)
+    looks = -(-late // engine.receive_interval)
+    heard = engine.listens_at + looks * engine.receive_interval - engine.iterations
+    return min(_iterations_until(state, change_s), heard)
 
 
 @subkernel
@@ -254,9 +283,7 @@ def _head_is_to_be_tried(engine):
 def _decode_span(state, until_s):
     """Decode iterations up to the next event, in closed form; pages are handed out on the way."""
     engine = state.engine
-    seconds = _next_change_s(state, until_s) - engine.now_s - engine.debt_s
-    count = decode_iterations_until(state.cost, engine.decoding, engine.context_tokens, seconds)
-    count = min(count, next_event(state) - engine.iterations)
+    count = min(_iterations_until_change(state, until_s), next_event(state) - engine.iterations)
     # A head that has not been tried, or may fare better now, is tried at the next edge.
     if _head_is_to_be_tried(engine):
         count = 1
@@ -280,7 +307,7 @@ def _idle(state, until_s):
         engine.idle_pages = most_pages_needed(state)
         slots = most_slots_beside(state.memory, engine.idle_pages)
         _ask(state, slots, ssm_chunks_of(state.memory, slots))
-    change_s = _next_change_s(state, until_s)
+    change_s = min(_next_change_s(state, until_s), _next_receipt_s(state))
     engine.debt_s = max(engine.debt_s - (change_s - engine.now_s), 0.0)  # copies go on while nothing runs
     _advance(state, change_s - engine.now_s, False)
     _set_time(state, change_s)  # without the rounding of a sum

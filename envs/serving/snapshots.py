@@ -29,23 +29,47 @@ def publish_computed(state, row, tokens):
 
 @subkernel
 def next_prefill_stop(state, row):
-    """Tokens at which the request's next prefill chunk must end: branch point, last page boundary, or the goal."""
+    """Tokens at which the request's next prefill chunk must end: where a snapshot is saved, if that ends chunks, or the
+    goal."""
     request = state.requests[row]
-    page_tokens = state.engine.page_tokens
-    branch = request.branch_depth * page_tokens
+    if state.cost.snapshots_end_chunks == 0:
+        return request.goal
+    branch = request.branch_depth * state.engine.page_tokens
+    boundary = _last_depth(state, row) * state.engine.page_tokens
     if branch > request.computed:
         return branch
-    # A boundary without an id could never be matched, so nothing is saved there.
-    boundary = min(request.goal // page_tokens, state.rows[row].known_ids) * page_tokens
     return boundary if boundary > request.computed else request.goal
 
 
 @subkernel
-def save_prefill_snapshot(state, row):
-    """At a page boundary of the prompt: save the state in a free or evictable slot, else in the reserved one."""
+def _last_depth(state, row):
+    """Pages of the prompt's last boundary that can be matched: one without an id never could."""
+    return min(state.requests[row].goal // state.engine.page_tokens, state.rows[row].known_ids)
+
+
+@subkernel
+def save_prefill_snapshots(state, row, before):
+    """After a chunk from `before` tokens on: save the states at the branch point and at the prompt's last page
+    boundary, as far as the chunk has passed them."""
+    request = state.requests[row]
+    branch, last = request.branch_depth, _last_depth(state, row)
+    if _has_passed(state, request, branch, before):
+        _save_prefill_snapshot(state, row, branch)
+    if last != branch and _has_passed(state, request, last, before):
+        _save_prefill_snapshot(state, row, last)
+
+
+@subkernel
+def _has_passed(state, request, depth, before):
+    stop = depth * state.engine.page_tokens
+    return before < stop <= request.computed and depth <= request.published
+
+
+@subkernel
+def _save_prefill_snapshot(state, row, depth):
+    """Save the state after `depth` pages of the prompt in a free or evictable slot, else in the reserved one."""
     engine = state.engine
     request = state.requests[row]
-    depth = request.computed // engine.page_tokens
     page_id = state.refs[state.rows[row].ref_off + depth - 1]
     present = state.memory.ids[page_id].snapshot
     if present != NONE:

@@ -64,7 +64,8 @@ ENGINE = np.dtype(
         ("now_s", "f8"),
         ("iterations", "i8"),
         ("next_row", "i8"),  # the next row whose arrival is fixed
-        ("next_arrival_s", "f8"),  # of the row that arrives next as far as is known, inf: none
+        ("next_receipt_s", "f8"),  # when the next row as far as is known reaches the engine, inf: none
+        ("listens_at", "i8"),  # iteration count at which a decoding engine looks for new rows next
         ("decoding", "i8"),
         ("context_tokens", "i8"),  # of the decoding requests together
         ("prefilling", "i8"),
@@ -94,6 +95,8 @@ ENGINE = np.dtype(
         ("slots_per_request", "i8"),
         ("page_tokens", "i8"),
         ("request_budget", "i8"),  # most prompt tokens of one request in an iteration
+        ("exclusive", "i8"),  # 1: an iteration with prefill decodes nothing
+        ("receive_interval", "i8"),  # decode iterations from one look for new rows to the next
         ("decode_snapshot_tokens", "i8"),
         ("max_pages", "i8"),  # of the largest split within the controller's bounds
         ("max_preemptions", "i8"),
@@ -188,7 +191,7 @@ def make_state(memory: Memory, episode: Episode, cost: np.record) -> State:
     engine = _record(ENGINE)
     engine.page_tokens = episode.page_tokens
     engine.closed = int(episode.loop == "closed")
-    engine.next_arrival_s = episode.rows["arrival_s"][0] if len(episode.rows) else np.inf
+    engine.next_receipt_s = episode.rows["arrival_s"][0] + cost.request_s if len(episode.rows) else np.inf
     engine.aside_deadline_s = np.inf
     engine.blocked_on = engine.split_to_take = NONE
     ends = np.full((GROWTH + episode.page_tokens, 2), NONE, np.int32)

@@ -1,128 +1,139 @@
-"""From published rows to constants: what is unknown, how it is fitted, and whether the fit is good enough to load."""
+"""From runs to the profile of a deployment: which runs are fitted, and how far off the model is on the others."""
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from hbmgym.envs.serving.constants import PRIORS, CostConstants
-from hbmgym.eval.calibration.closed_loop import serve
-from hbmgym.eval.calibration.least_squares import bounded_least_squares
-from hbmgym.eval.calibration.rows import FIGURES, PublishedRow
+from hbmgym.envs.serving.engines import ENGINE_PROFILES, EngineProfile
+from hbmgym.eval.calibration.closed_loop import Replay, replay
+from hbmgym.eval.calibration.host import fit_host
+from hbmgym.eval.calibration.rows import FIGURES, Deployment, Row
 
-MOST_ERROR = 0.30
-"""Median held-out error above which a fit is refused."""
-JUDGED = ("ttft_ms", "tpot_ms")
-AT_BOUND = 1e-3
+MOST_FITTED = 4
+"""Rows of a deployment that its constants may be fitted to; the rest is held out."""
+
+
+_RELEASE = re.compile(r"v?(\d{1,3})\.(\d+)(?:\.(\d+))?")
+_MONTH = re.compile(r"(20\d\d)-?(\d\d)")
+
+
+def starting_profile(deployment: Deployment) -> EngineProfile:
+    """The bundled profile nearest to a deployment's engine, by its version."""
+    if deployment.engine == "vLLM":
+        return ENGINE_PROFILES["vllm-graph"]
+    return ENGINE_PROFILES["sglang-graph" if _captures_prefill(deployment.version) else "sglang-eager"]
+
+
+def _captures_prefill(version: str) -> bool:
+    """SGLang runs prefill from graphs from 0.5.15 on, of July 2026; builds that are named by a date go by it."""
+    if release := _RELEASE.match(version):
+        return tuple(int(number or 0) for number in release.groups()) >= (0, 5, 15)
+    date = _MONTH.search(version)
+    return date is not None and date.groups() >= ("2026", "07")
+
+
+def pick_rows(rows: Sequence[Row]) -> list[Row]:
+    """Those to fit: MOST_FITTED, or all but one where there are fewer; the one where there is no other.
+
+    The fewest clients of the shortest and the most of the longest prompts, the fewest of the longest, the middle of the
+    shortest, and then by the number of clients. Neither what was measured nor the order of rows has a say.
+    """
+    ordered = sorted(rows, key=_settings)
+    short = [row for row in ordered if row.input_tokens == ordered[0].input_tokens]
+    long = [row for row in ordered if row.input_tokens == ordered[-1].input_tokens]
+    wanted = [short[0], long[-1], long[0], short[len(short) // 2], *_spread(ordered)]
+    return list(dict.fromkeys(wanted))[: min(MOST_FITTED, max(len(rows) - 1, 1))]
+
+
+def _settings(row: Row) -> tuple[Any, ...]:
+    """All that tells runs of a deployment apart, figures aside; where they stand only where all else is equal."""
+    lengths = (row.input_tokens, row.concurrency, row.output_tokens, row.shortest is None, row.shortest or 0.0)
+    others = (row.requests, row.prefill_chunk, row.receive_interval, row.statistic, row.speculative)
+    return (*lengths, *others, row.date, row.source, row.lengths or (), row.where)
+
+
+def _spread(rows: Sequence[Row]) -> list[Row]:
+    by_clients = sorted(rows, key=lambda row: row.concurrency)
+    places = np.linspace(0, len(by_clients) - 1, 2 * MOST_FITTED).round().astype(int)
+    return [by_clients[place] for place in places] + by_clients
 
 
 @dataclass(frozen=True)
-class Unknown:
-    """A constant that is fitted on a logarithmic scale."""
+class Calibrated:
+    """A deployment's own profile, and what it and another one make of every row."""
 
-    start: float
-    low: float
-    high: float
-    meaning: str
-
-
-UNKNOWNS: Mapping[str, Unknown] = {
-    "t_fix": Unknown(1.0, 0.1, 10.0, "times its prior, 126 us + 32 us per layer"),
-    "e_w": Unknown(PRIORS.e_w, 0.05, 1.0, "share of bandwidth, weights"),
-    "e_k": Unknown(PRIORS.e_k, 0.05, 1.0, "share of bandwidth, KV"),
-    "e_s": Unknown(0.86, 0.05, 1.0, "share of bandwidth, state; one for all GPUs"),
-    "t_seq": Unknown(PRIORS.t_seq_s, 1e-7, 1e-3, "s per decoding request"),
-    "e_c": Unknown(PRIORS.e_c, 0.05, 1.0, "share of FLOP rate"),
-    "t_comm": Unknown(1e-5, 1e-7, 1e-3, "s per layer x (g - 1) / g, TP > 1 only"),
-}
-
-
-def constants_of(values: Sequence[float]) -> CostConstants:
-    """The constants that UNKNOWNS stand for, in their order."""
-    given = dict(zip(UNKNOWNS, map(float, values), strict=True))
-    return CostConstants(
-        t_fix_s=given["t_fix"] * PRIORS.t_fix_s,
-        t_fix_per_layer_s=given["t_fix"] * PRIORS.t_fix_per_layer_s,
-        t_seq_s=given["t_seq"],
-        e_w=given["e_w"],
-        e_k=given["e_k"],
-        e_s=given["e_s"],
-        e_c=given["e_c"],
-        t_comm_s=given["t_comm"],
-    )
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Constants, and what the rows said about each unknown."""
-
-    values: dict[str, float]
-    """By name of the unknown."""
-    at_bound: dict[str, bool]
-    sensitivity: dict[str, float]
-    """Median over the fitted figures of |relative change of the figure / relative change of the unknown|."""
+    deployment: Deployment
+    rows: tuple[Row, ...]
+    fitted: tuple[Row, ...]
+    """The rows that `ratios` were not held out from: at most MOST_FITTED, and not all where there are several."""
+    judged: EngineProfile
+    """Fitted to those."""
+    profile: EngineProfile
+    """To ship: as `judged`, or fitted to all rows where these are at most MOST_FITTED."""
+    ratios: tuple[Mapping[str, float], ...]
+    """Modelled / measured by row under `judged`, keys as `rows.FIGURES`."""
 
     @property
-    def constants(self) -> CostConstants:
-        return constants_of(list(self.values.values()))
+    def held_out(self) -> list[Mapping[str, float]]:
+        """The ratios of the rows that were not fitted."""
+        return [ratio for row, ratio in zip(self.rows, self.ratios, strict=True) if row not in self.fitted]
 
 
-def fit(rows: Sequence[PublishedRow]) -> Fitted:
-    """Fit all unknowns to every figure of `rows`, served in closed loop; residuals are log(modelled / measured).
+def calibrate(deployment: Deployment, rows: Sequence[Row], start: EngineProfile) -> Calibrated:
+    """Fit the host's constants of one deployment, from those of `start` on."""
+    fitted = pick_rows(rows)
+    judged = _fitted_to(fitted, deployment, start)
+    profile = _fitted_to(rows, deployment, start) if len(fitted) < len(rows) <= MOST_FITTED else judged
+    found = tuple(ratios(replay(row), judged) for row in rows)
+    return Calibrated(deployment, tuple(rows), tuple(fitted), judged, profile, found)
 
-    Without a row under tensor parallelism the communication term has no say and keeps its start.
-    """
-    start, low, high = (
-        np.log([getattr(unknown, name) for unknown in UNKNOWNS.values()]) for name in ("start", "low", "high")
-    )
 
-    def residuals(x: np.ndarray) -> np.ndarray:
-        constants = constants_of(np.exp(x).tolist())
-        served = [(serve(row, constants), row.measured) for row in rows]
-        return np.array([math.log(found[name] / value) for found, row in served for name, value in row.items()])
+def _fitted_to(rows: Sequence[Row], deployment: Deployment, start: EngineProfile) -> EngineProfile:
+    return named(fit(rows, start), deployment, f"fitted to {', '.join(row.name for row in rows)}")
 
-    found = bounded_least_squares(residuals, start, low, high)
-    bound = np.minimum(found.x - low, high - found.x) < AT_BOUND
-    sensitivity = np.median(np.abs(found.jacobian), axis=0)
-    return Fitted(
-        dict(zip(UNKNOWNS, np.exp(found.x).tolist(), strict=True)),
-        dict(zip(UNKNOWNS, bound.tolist(), strict=True)),
-        dict(zip(UNKNOWNS, sensitivity.tolist(), strict=True)),
-    )
+
+def named(profile: EngineProfile, deployment: Deployment, origin: str) -> EngineProfile:
+    """`profile` as that of `deployment`, with where it comes from."""
+    engine = f"{deployment.engine} {deployment.version}".strip()
+    return dataclasses.replace(profile, name=deployment.name, source=f"eval/calibrate.py: {engine}, {origin}")
+
+
+def fit(rows: Iterable[Row], start: EngineProfile) -> EngineProfile:
+    """`start` with the host's constants that its rows ask for; a row may have no figure that says anything."""
+    replays = [replay(row) for row in rows if row.measured]
+    return fit_host(lambda engine: [ratio for one in replays for ratio in ratios(one, engine).values()], start)
+
+
+def ratios(one: Replay, engine: EngineProfile) -> dict[str, float]:
+    """Modelled / measured of the figures that a row may be judged by."""
+    modelled = one.figures(engine)
+    return {name: modelled[name] / value for name, value in one.row.measured.items()}
 
 
 @dataclass(frozen=True)
 class Error:
-    """Of one figure over several rows: modelled / measured - 1."""
+    """Of one figure over several rows: |modelled / measured - 1|, as fractions."""
 
     rows: int
     median: float
-    """Of the absolute error."""
-    worst: float
-    """The signed error that is largest in absolute value."""
+    p90: float
     bias: float
     """Median of the signed error."""
 
 
-def errors(rows: Sequence[PublishedRow], constants: CostConstants) -> dict[str, Error]:
-    """The error of every figure that some row has."""
-    served = [(serve(row, constants), row.measured) for row in rows]
-    found = {}
-    for name in FIGURES:
-        off = np.array([modelled[name] / row[name] - 1.0 for modelled, row in served if name in row])
-        if len(off):
-            worst = float(off[np.argmax(np.abs(off))])
-            found[name] = Error(len(off), float(np.median(np.abs(off))), worst, float(np.median(off)))
-    return found
+def errors(found: Iterable[Mapping[str, float]]) -> dict[str, Error]:
+    """Per figure, from modelled / measured by row; figures that no row has are left out."""
+    by_figure: dict[str, list[float]] = {name: [] for name in FIGURES}
+    for row in found:
+        for name, ratio in row.items():
+            by_figure[name].append(ratio - 1.0)
+    return {name: _error(np.array(off)) for name, off in by_figure.items() if off}
 
 
-def is_accepted(held_out: Mapping[str, Error]) -> bool:
-    """Whether the median errors of TTFT and TPOT on rows that were not fitted are small enough to load the fit."""
-    return all(name in held_out and held_out[name].median <= MOST_ERROR for name in JUDGED)
-
-
-def as_facts(found: Mapping[str, Error]) -> dict[str, dict[str, float]]:
-    """Ready for JSON."""
-    return {name: dataclasses.asdict(error) for name, error in found.items()}
+def _error(off: np.ndarray) -> Error:
+    size = np.abs(off)
+    return Error(len(off), float(np.median(size)), float(np.quantile(size, 0.9)), float(np.median(off)))

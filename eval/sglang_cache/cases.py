@@ -60,8 +60,8 @@ def family_cases() -> list[Case]:
         _drawn("branches, few slots", BRANCHES, slots=14, pages=600),
         _drawn("anything", ANY, slots=12, pages=200, prefill_budget=1024),
         _drawn("anything, tight", ANY, slots=6, pages=90, prefill_budget=512),
-        _overlapping("visitors overlap, all fits", slots=200, every_s=0.1),
-        _overlapping("visitors overlap, few slots", slots=30, every_s=0.1),
+        _overlapping("visitors overlap, all fits", slots=200, every_s=2422.0),
+        _overlapping("visitors overlap, few slots", slots=30, every_s=2422.0),
     ]
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hbmgym.envs.serving.config import GIB, ServingConfig
-from hbmgym.envs.serving.constants import PRIORS
 from hbmgym.envs.serving.core import Core, make_layout
+from hbmgym.envs.serving.engines import EngineProfile
 from hbmgym.eval.sglang_cache.cases import Case
 from hbmgym.eval.sglang_cache.sequence import PAGE_TOKENS, Request, make_episode
 from hbmgym.memory_backend.geometry import find_model
@@ -13,7 +13,19 @@ from hbmgym.memory_backend.split import CHUNK_BYTES
 
 MODEL = "qwen3.5-4b"
 """A page of 64 of its tokens is one chunk, so that any number of slots and pages can be had."""
-ALONE_S = 1e4
+A_MINUTE_EACH = EngineProfile(
+    name="a-minute-each",
+    kernels="vllm",
+    prefill_factor=1.0,
+    layer_s=60.0 / find_model(MODEL).layers,
+    prefill_floor_s=0.0,
+    request_s=0.0,
+    prefill="mixed",
+    graph_tokens=0,
+    snapshots_end_chunks=True,
+    source="an iteration takes a minute, next to which its kernels are nothing: they do not decide who overlaps",
+)
+ALONE_S = 1e6
 """Between two arrivals: whoever came before has ended."""
 ENDLESS_S = 1e12
 
@@ -45,9 +57,9 @@ def config_for(case: Case) -> tuple[ServingConfig, float]:
     config = ServingConfig(
         model=MODEL,
         hbm_gib=chunks * CHUNK_BYTES / GIB,
+        engine=A_MINUTE_EACH,
         page_tokens=PAGE_TOKENS,
         prefill_budget=case.prefill_budget,
-        constants=PRIORS,
         window_s=ENDLESS_S,
     )
     return config, make_layout(config).share(case.slots)

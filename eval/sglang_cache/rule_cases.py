@@ -43,7 +43,7 @@ def rule_cases() -> list[Case]:
             "states_are_locked",
             [_ask(1030, a, output=240), *(_ask(1000, text) for text in (b, c, d, _text(4))), _ask(1300, a)],
             slots=7,
-            arrival_s=(0.0, 0.1, 0.2, 0.3, 0.4, 20.0),
+            arrival_s=(0.0, 2422.0, 4844.0, 7266.0, 9688.0, 1e6),
         ),
         # The state at page 16 is there already when the fourth request saves it.
         _case(
@@ -62,7 +62,7 @@ def rule_cases() -> list[Case]:
             "tail_is_freed, overlapping",
             [_ask(1030, a[:16], output=60), _ask(1000, b), _ask(1000, c), _ask(1030, a[:16])],
             pages=45,
-            arrival_s=(0.0, 0.05, 20.0, 40.0),
+            arrival_s=(0.0, 1222.0, 1e6, 2e6),
         ),
     ]
 

@@ -236,7 +236,7 @@ def costs(scenario: str, platform: str) -> tuple[float, float, bool]:
 @pytest.mark.parametrize("scenario", ["steady-code", "inelastic"])
 def test_where_nothing_is_reused_requests_cost_less_with_it(scenario):
     without, with_it, on = costs(scenario, "qwen3-next-80b-a3b@h200")
-    assert on and with_it < 0.9 * without
+    assert on and with_it < 0.95 * without
 
 
 @pytest.mark.parametrize("scenario", ["mix-shift", "steady-assistant", "trend", "steady-documents"])

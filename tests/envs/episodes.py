@@ -8,9 +8,15 @@ import numpy as np
 from hypothesis import strategies as st
 
 from hbmgym.envs.serving.config import Policies, ServingConfig
+from hbmgym.envs.serving.engines import ENGINE_PROFILES
 from hbmgym.envs.traces.episode import LOOPS, ROW, Episode, Loop, link
 from hbmgym.memory_backend.migration import MigrateOnFailure
 from hbmgym.memory_backend.pricing import PricedAdmission
+
+PLAIN_ENGINE = dataclasses.replace(
+    ENGINE_PROFILES["vllm-graph"], name="plain", prefill_factor=1.0, layer_s=20e-6, prefill_floor_s=0.0, request_s=0.0
+)
+"""An engine whose times can be added up by hand: requests reach its queue as they arrive, and no floor hides tokens."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,14 @@ def make_episode(asks: Sequence[Ask], page_tokens: int = 64, loop: Loop = "open"
 
 SMALL_PAGE = 16
 
+_FAR = dataclasses.replace(ENGINE_PROFILES["vllm-graph"], request_s=0.3, graph_tokens=40)
+ENGINES = (
+    *ENGINE_PROFILES.values(),
+    dataclasses.replace(_FAR, prefill="mixed", snapshots_end_chunks=False),
+    dataclasses.replace(_FAR, prefill="exclusive", snapshots_end_chunks=True),
+)
+"""Those that come with hbmgym, and two that requests take long to reach, with the two other pairs of rules."""
+
 
 @st.composite
 def small_configs(draw):
@@ -62,7 +76,9 @@ def small_configs(draw):
     return ServingConfig(
         model="qwen3.5-4b",
         hbm_gib=draw(st.sampled_from([0.16, 0.22, 0.3, 0.5])),
+        engine=draw(st.sampled_from(ENGINES)),
         page_tokens=SMALL_PAGE,
+        receive_interval=draw(st.sampled_from([1, 3, 10])),
         prefill_budget=draw(st.sampled_from([48, 100, 256])),
         long_prefill_tokens=draw(st.sampled_from([0, 0, 20, 64])),
         slots_per_request=slots_per_request,

@@ -37,6 +37,13 @@ class Blocks:
         self._free = list(range(total_chunks * chunk_bytes // block_bytes))
         self._abandoned = 0
 
+    def copy(self) -> "Blocks":
+        other = copy.copy(self)
+        for name, facts in vars(self).items():
+            if isinstance(facts, (dict, list)):
+                setattr(other, name, facts.copy())
+        return other
+
     def holds(self, chunks: int) -> int:
         return chunks * self.chunk_bytes // self.block_bytes
 
@@ -185,6 +192,8 @@ class NaiveEngine:
     def __init__(self, core: Core, episode: Episode, kv_share: float):
         self.config, self.layout, self.cost = core.config, core.layout, core.cost
         self.page, self.spr = self.config.page_tokens, self.config.slots_per_request
+        self.attention_s_per_page2 = float(self.cost.attention_s_per_pair) * self.page**2 / 2
+        self.state_s_per_page = self.page * float(self.cost.prefill_s_per_token)
         self.tpot_slo_s = core.setup.tpot_slo_s
         layout, slots = self.layout, self.layout.slots(kv_share)
         kv_chunks = layout.kv_chunks(slots)
@@ -214,6 +223,7 @@ class NaiveEngine:
         self.epoch_end_s = self.config.eviction_epoch_s
         self.closed = episode.loop == "closed"
         self.coming = [job for job in self.jobs if not (self.closed and job.needs)]
+        self.unheard = 0  # decode iterations since the engine looked for new rows
         self.queue: list[Job] = []
         self.aside: list[Job] = []
         self.idle_pages = 0
@@ -276,7 +286,7 @@ class NaiveEngine:
         if self.queue:
             times.append(self.deadline_s(self.queue[0]))
         times += [self.deadline_s(job) for job in self.aside]
-        times += [job.arrival_s for job in self.coming]
+        times += [self.receipt_s(job) for job in self.coming]
         self.book_blocked(min(times) - self.now_s)
         self.debt_s = max(self.debt_s - (min(times) - self.now_s), 0.0)
         self.set_time(min(times))
@@ -287,24 +297,30 @@ class NaiveEngine:
     def iterate(self, chunks: list[tuple[Job, int]]) -> None:
         tokens = sum(chunk for _, chunk in chunks)
         attention = sum(chunk * (job.computed + 0.5 * chunk) for job, chunk in chunks)
-        context = sum(job.context for job in self.decoding)
-        seconds = self.debt_s + iteration_s(self.cost, len(self.decoding), context, tokens, float(attention))
+        alone = bool(chunks) and self.config.engine.prefill == "exclusive"
+        decoding = [] if alone else list(self.decoding)
+        context = sum(job.context for job in decoding)
+        seconds = self.debt_s + iteration_s(self.cost, len(decoding), context, tokens, float(attention))
         self.debt_s = 0.0
         self.set_time(self.now_s + seconds)
         self.totals.busy_s += seconds
-        self.totals.iterations += 1
         self.book_blocked(seconds)
         self.pull_arrivals()
-        for job in self.decoding:
+        self.totals.iterations += not alone
+        self.decode(decoding)
+        for job, chunk in chunks:
+            self.apply_chunk(job, chunk)
+        self.unheard = self.config.receive_interval if chunks else self.unheard + 1
+        self.head_waits = self.head_waits and not chunks
+
+    def decode(self, jobs: list[Job]) -> None:
+        for job in jobs:
             job.generated += 1
-        for job in sorted(self.decoding, key=lambda job: job.row):
+        for job in sorted(jobs, key=lambda job: job.row):
             if job.generated == job.output:
                 self.finish(job)
             elif self.decode_snapshot_due(job):
                 self.save_in_reserved(job, job.context // self.page)
-        for job, chunk in chunks:
-            self.apply_chunk(job, chunk)
-        self.head_waits = self.head_waits and not chunks
 
     def book_blocked(self, seconds: float) -> None:
         for pool in ("kv", "ssm"):
@@ -313,8 +329,14 @@ class NaiveEngine:
 
     # --- arrival
 
+    def receipt_s(self, job: Job) -> float:
+        return job.arrival_s + self.config.engine.request_s
+
     def pull_arrivals(self) -> None:
-        while self.coming and (job := min(self.coming, key=age)).arrival_s <= self.now_s:
+        if 1 < self.config.receive_interval > self.unheard and self.decoding:
+            return
+        self.unheard = 0
+        while self.coming and self.receipt_s(job := min(self.coming, key=age)) <= self.now_s:
             self.coming.remove(job)
             job.waits_since_s = job.arrival_s
             if self.most_pages(job) > self.max_pages:
@@ -487,9 +509,9 @@ class NaiveEngine:
         return recency * pool.used[name][1] + saving * self.saved_s_per_byte(pool, name)
 
     def saved_s_per_byte(self, pool: Blocks, name: Hashable) -> float:
-        pages, cost = self.depth_of[name[1]], self.cost
-        attention_s = pages * (pages * (cost.attention_s_per_pair * self.page**2 / 2))
-        state_s = pages * (self.page * (cost.compute_s_per_token + cost.recurrence_s_per_token))
+        pages = self.depth_of[name[1]]
+        attention_s = pages * (pages * self.attention_s_per_page2)
+        state_s = pages * self.state_s_per_page
         if pool is self.ssm:
             return state_s / pool.block_bytes
         return (attention_s + (state_s if name in self.ssm.at else 0.0)) / pool.block_bytes
@@ -509,12 +531,14 @@ class NaiveEngine:
 
     # --- prefill and snapshots
 
+    def depths_to_save(self, job: Job) -> list[int]:
+        """Of pages, after which the prompt's state is saved: the branch point, and the last boundary to be matched."""
+        last = min(job.goal // self.page, len(job.ids))
+        return [job.branch] * (job.branch != last) + [last]
+
     def next_stop(self, job: Job) -> int:
-        boundary = min(job.goal // self.page, len(job.ids)) * self.page
-        for stop in (job.branch * self.page, boundary):
-            if stop > job.computed:
-                return stop
-        return job.goal
+        stops = [depth * self.page for depth in self.depths_to_save(job) if self.config.engine.snapshots_end_chunks]
+        return next((stop for stop in stops if stop > job.computed), job.goal)
 
     def publish(self, job: Job, tokens: int) -> None:
         while job.published < min(tokens // self.page, len(job.ids)):
@@ -528,11 +552,12 @@ class NaiveEngine:
             job.published += 1
 
     def apply_chunk(self, job: Job, chunk: int) -> None:
-        stop = self.next_stop(job)
+        before = job.computed // self.page
         job.computed += chunk
         self.publish(job, job.computed)
-        if job.computed == stop and job.published * self.page == stop:
-            self.save_prefill_snapshot(job)
+        for depth in self.depths_to_save(job):
+            if before < depth <= job.computed // self.page:
+                self.save_prefill_snapshot(job, depth)
         if job.computed < job.goal:
             return
         if job.first_token_s is None:
@@ -546,15 +571,15 @@ class NaiveEngine:
         if job.generated == job.output:
             self.finish(job)
 
-    def save_prefill_snapshot(self, job: Job) -> None:
-        name = ("id", job.ids[job.computed // self.page - 1])
+    def save_prefill_snapshot(self, job: Job, depth: int) -> None:
+        name = ("id", job.ids[depth - 1])
         if name in self.ssm.at:
             self.ssm.touch(name)
         elif self.take_slot(name):
             self.ssm.unpin(name)
             self.saved()
         elif self.spr > 1:
-            self.save_in_reserved(job, job.computed // self.page)
+            self.save_in_reserved(job, depth)
         else:
             self.totals.skipped_snapshots += 1
 
@@ -780,7 +805,7 @@ class NaiveEngine:
     def losses_s(self, states: int, pages: int, own: list[Hashable]) -> tuple[float, float]:
         """What would be lost: found by evicting so many from copies, the states first."""
         kept, states_s, pages_s = (self.kv, self.ssm), 0.0, 0.0
-        self.kv, self.ssm = copy.deepcopy(kept)
+        self.kv, self.ssm = self.kv.copy(), self.ssm.copy()
         for name in own:
             self.kv.pin(name)
         if own:
@@ -802,13 +827,13 @@ class NaiveEngine:
         """Expected hits x seconds of recovery."""
         if name[0] != "id":
             return 0.0
-        hits, depth, cost = 1.0, self.depth_of[name[1]], self.cost
+        hits, depth = 1.0, self.depth_of[name[1]]
         if self.config.policies.eviction != "lru":
             counted_over_s = 2 * self.config.eviction_epoch_s - (self.epoch_end_s - self.now_s)
             hits = (1 + sum(pool.hits.get(name, (0, 0)))) * (self.priced.horizon_s / counted_over_s)
         if pool is self.ssm:
-            return hits * depth * (self.page * (cost.compute_s_per_token + cost.recurrence_s_per_token))
-        return hits * (cost.attention_s_per_pair * self.page**2 / 2) * (depth**2 - (depth - 1) ** 2)
+            return hits * depth * self.state_s_per_page
+        return hits * self.attention_s_per_page2 * (depth**2 - (depth - 1) ** 2)
 
     def float_to(self, slots: int, pages: int) -> None:
         """One buffer: room from whatever is free, else from cached pages, else from snapshots."""

@@ -11,15 +11,20 @@ from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.cost_model import cold_prefill_s, iteration_s
 from hbmgym.envs.serving.state import DEADLINE, DOES_NOT_FIT, FINISHED, REJECTED
 from hbmgym.memory_backend.pools import NONE
-from tests.envs.episodes import Ask, make_episode
+from tests.envs.episodes import PLAIN_ENGINE, Ask, make_episode
 
 PAGE = 64
-CONFIG = ServingConfig(model="qwen3.5-4b", hbm_gib=1.0, prefill_budget=1024, window_s=1.0)
+CONFIG = ServingConfig(model="qwen3.5-4b", hbm_gib=1.0, prefill_budget=1024, window_s=1.0, engine=PLAIN_ENGINE)
 EXACT = {"rel": 1e-12, "abs": 0.0}
 
 
 def changed(**settings) -> ServingConfig:
     return dataclasses.replace(CONFIG, **settings)
+
+
+def with_engine(config=CONFIG, **settings) -> ServingConfig:
+    """The configuration under the plain engine with other settings."""
+    return dataclasses.replace(config, engine=dataclasses.replace(PLAIN_ENGINE, **settings))
 
 
 def start(asks, config=CONFIG, kv_share=0.5, share_bounds=None, check=True, loop="open") -> Core:
@@ -127,6 +132,104 @@ def test_slo_misses_count_the_wait_and_each_request_once():
     core = play([Ask(0.0, 640, 200), Ask(0.0, 640, 1)], changed(ttft_slo_floor_s=1e-4), slots_share(CONFIG, 2))
     assert (core.counters.met, core.counters.missed) == (1, 1)
     assert core.requests["missed"].tolist() == [0, 1]
+
+
+# --- what an engine's profile decides
+
+
+def test_a_request_reaches_the_queue_some_time_after_its_arrival_and_its_ttft_counts_all_of_it():
+    core = play([Ask(0.5, 640, 1), Ask(2.0, 640, 1)], with_engine(request_s=0.25))
+    requests, prefill_s = core.requests, iteration_s(core.cost, 0, 0, 640, 640 * 320.0)
+    assert (requests["arrival_s"].tolist(), requests["admitted_s"].tolist()) == ([0.5, 2.0], [0.75, 2.25])
+    assert requests["first_token_s"] == pytest.approx(requests["admitted_s"] + prefill_s, **EXACT)
+    assert core.counters.ttft_over_slo == pytest.approx(2 * (0.25 + prefill_s) / requests[0].ttft_slo_s, rel=1e-9)
+
+
+def test_a_row_whose_needs_end_before_it_reaches_the_queue_is_not_held():
+    asks = [Ask(0.0, 640, 50), Ask(0.01, 640, 1, needs=[0]), Ask(0.5, 640, 1, needs=[0])]
+    core = play(asks, with_engine(request_s=0.25))
+    first, held, later = core.requests
+    assert 0.26 < first.ended_s < 0.75
+    assert (held.admitted_s, later.admitted_s) == (first.ended_s, 0.75), "who is held is at the engine already"
+
+
+def test_in_a_closed_loop_a_turn_reaches_the_queue_some_time_after_its_gap():
+    asks = [Ask(0.0, 640, 1), Ask(0.1, 640, 1, needs=[0], gap_s=0.5)]
+    core = play(asks, with_engine(request_s=0.25), loop="closed")
+    first, second = core.requests
+    assert second.arrival_s == first.ended_s + 0.5 and second.admitted_s == second.arrival_s + 0.25
+
+
+def test_where_prefill_is_exclusive_nobody_decodes_beside_it():
+    config = with_engine(prefill="exclusive")
+    core = start([Ask(0.0, 640, 3), Ask(1e-6, 640, 1)], config)
+    prefill_s = iteration_s(core.cost, 0, 0, 640, 640 * 320.0)
+    finish(core)
+    assert core.requests[1].first_token_s == pytest.approx(2 * prefill_s, **EXACT)
+    assert core.requests[0].ended_s == pytest.approx(2 * prefill_s + decode_s(core, [640, 641]), **EXACT)
+    assert core.counters.iterations == 2, "of those that decode"
+
+
+@pytest.mark.parametrize(("interval", "decoded"), [(1, 3), (2, 4), (10, 10)])
+def test_while_requests_decode_a_new_row_is_seen_every_so_many_iterations(interval, decoded):
+    cost = Core(CONFIG).cost
+    first_token_s, step_s = cold_prefill_s(cost, 640), iteration_s(cost, 1, 640, 0, 0.0)
+    asks = [Ask(0.0, 640, 300), Ask(first_token_s + 2.5 * step_s, 64, 1)]
+    core = play(asks, changed(receive_interval=interval))
+    expected = first_token_s + decode_s(core, range(640, 640 + decoded))
+    assert core.requests[1].admitted_s == pytest.approx(expected, **EXACT)
+
+
+def test_after_an_iteration_with_prefill_and_where_nobody_decodes_a_new_row_is_seen_at_once():
+    cost = Core(CONFIG).cost
+    first_token_s = cold_prefill_s(cost, 640)
+    during_s = first_token_s + 0.5 * iteration_s(cost, 1, 640, 640, 640 * 320.0)
+    asks = [Ask(0.0, 640, 100), Ask(0.5 * first_token_s, 640, 1), Ask(during_s, 640, 1), Ask(9.0, 640, 1)]
+    first, second, third, last = play(asks, changed(receive_interval=1000)).requests
+    assert first.first_token_s == second.admitted_s < second.first_token_s == third.admitted_s < first.ended_s
+    assert first.ended_s < last.admitted_s == 9.0
+
+
+def test_a_row_behind_a_blocked_head_is_seen_when_the_engine_looks():
+    config = changed(receive_interval=10, slots_per_request=1)
+    cost, share = Core(config).cost, slots_share(config, 3)
+    first_token_s = iteration_s(cost, 0, 0, 192, 3 * 64 * 32.0)
+    late = [Ask(first_token_s + iteration * iteration_s(cost, 3, 192, 0, 0.0), 64, 1) for iteration in (5, 15)]
+    core = play([Ask(0.0, 64, 26), Ask(0.0, 64, 26), Ask(0.0, 64, 300), *late], config, share)
+    # They are seen at the 10th and 20th decode iteration, so both are there when two slots come free at the 25th.
+    freed_s = core.requests["ended_s"][0]
+    assert core.requests["admitted_s"][3:].tolist() == [freed_s, freed_s] < core.requests["ended_s"][2:3].tolist()
+
+
+def test_a_snapshot_on_the_way_does_not_end_a_chunk_where_kernels_save_it():
+    core = play([Ask(0.0, 1000, 1, ["a"] * 15), Ask(1.0, 1001, 1, ["a"] * 15)], with_engine(snapshots_end_chunks=False))
+    assert core.requests[0].first_token_s == pytest.approx(iteration_s(core.cost, 0, 0, 1000, 1000 * 500.0), **EXACT)
+    assert core.requests["reused_tokens"].tolist() == [0, 960]
+
+
+def test_branch_and_last_boundary_are_both_saved_by_the_chunk_that_passes_them():
+    asks = [Ask(float(i), 612, 1, ["document"] * 8 + [f"question {i % 2}"]) for i in range(4)]
+    core = play(asks, with_engine(snapshots_end_chunks=False))
+    assert core.requests["reused_tokens"].tolist() == [0, 0, 576, 576]
+    second_s = iteration_s(core.cost, 0, 0, 612, 612 * 306.0)
+    assert core.requests[1].first_token_s - 1.0 == pytest.approx(second_s, rel=1e-9)
+    assert core.counters.saved_snapshots == 3, "one of the first, and two of the second"
+
+
+@pytest.mark.parametrize("snapshots_end_chunks", [True, False])
+def test_a_branch_at_the_last_boundary_is_saved_once(snapshots_end_chunks):
+    asks = [Ask(0.0, 650, 1, ["a"] * 10), Ask(1.0, 586, 1, ["a"] * 9)]
+    # In the slot that the request reserved, as it has all there are: one that is there already would only be refreshed.
+    core = play(asks, with_engine(snapshots_end_chunks=snapshots_end_chunks), slots_share(CONFIG, 2))
+    assert core.counters.saved_snapshots == 2 and core.counters.ssm_loss_tokens == 576
+
+
+def test_the_floor_of_prefill_spares_what_a_graph_has_captured():
+    config = with_engine(prefill_floor_s=0.01, graph_tokens=100)
+    core = play([Ask(0.0, 100, 1), Ask(1.0, 101, 1)], config)
+    floor_s = float(core.cost.iteration_s + core.cost.floor_s)
+    assert core.requests[0].first_token_s < 0.1 * floor_s
+    assert core.requests[1].first_token_s - 1.0 == pytest.approx(floor_s, rel=1e-9)
 
 
 # --- reuse and snapshots
@@ -340,8 +443,9 @@ def test_those_set_aside_go_to_the_head_in_their_old_order_once_the_pool_has_gro
     assert np.argsort(core.requests["admitted_s"], kind="stable").tolist() == [0, 3, 1, 2, 4, 5]
 
 
-def test_a_request_is_given_up_at_the_first_edge_after_its_deadline():
-    config = changed(deadline_slos=2.0, ttft_slo_floor_s=0.1)
+@pytest.mark.parametrize("request_s", [0.0, 0.05])
+def test_a_request_is_given_up_at_the_first_edge_after_its_deadline(request_s):
+    config = with_engine(changed(deadline_slos=2.0, ttft_slo_floor_s=0.1), request_s=request_s)
     core = play([Ask(0.0, 64, 400), Ask(0.1, 64, 1)], config, slots_share(CONFIG, 2))
     late = core.requests[1]
     deadline = 0.1 + 2.0 * late.ttft_slo_s

@@ -17,6 +17,7 @@ from tests.envs.naive_engine import Blocks, NaiveEngine
 
 COUNTS = ("iterations", "preemptions", "recomputed_tokens", "skipped_snapshots", "saved_snapshots", "admitted_tokens",
           "reused_tokens", "kv_loss_tokens", "ssm_loss_tokens", "met", "missed")  # fmt: skip
+TIMES = ("admitted_s", "first_token_s", "ended_s")
 
 
 many_examples = settings(
@@ -32,15 +33,12 @@ def close(found, expected):
     return math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
 
 
-def time_of(value):
-    return None if math.isnan(value) else value
-
-
 def assert_same_pool(pool: Pool, blocks: Blocks, order):
     assert pool.meta.chunks == blocks.chunks
     assert (pool.meta.live, pool.meta.limit) == (len(blocks.pins), blocks.limit)
     expected = [(name[1] if name[0] == "id" else NONE, blocks.at[name]) for name in order]
-    assert [(pool.entries[entry].key, pool.entries[entry].block) for entry in eviction_order(pool)] == expected
+    entries = pool.entries[eviction_order(pool)]
+    assert list(zip(entries.key.tolist(), entries.block.tolist(), strict=True)) == expected
     assert set(np.flatnonzero(pool.entry_at != NONE)) == set(blocks.at.values())
 
 
@@ -57,14 +55,13 @@ def assert_same(core: Core, naive: NaiveEngine):
     split = core.memory.split
     assert (split.moved_chunks, split.relocated_bytes) == (naive.totals.moved_chunks, naive.totals.relocated_bytes)
     assert close(split.tick_s, naive.tick_s)
-    for request, job in zip(core.requests, naive.jobs, strict=True):
-        assert STATUS_NAMES[request.status] == job.status, job
-        assert REJECT_NAMES[request.reject_reason] == job.reason, job
-        assert (request.preemptions, request.reused_tokens) == (job.preemptions, job.reused), job
-        for field in ("admitted_s", "first_token_s", "ended_s"):
-            found, expected = time_of(request[field]), getattr(job, field)
-            assert (found is None) == (expected is None), (field, job)
-            assert found is None or close(found, expected), (field, found, job)
+    found = (core.requests[field].tolist() for field in ("status", "reject_reason", "preemptions", "reused_tokens"))
+    for job, status, reason, *counts in zip(naive.jobs, *found, strict=True):
+        assert (STATUS_NAMES[status], REJECT_NAMES[reason]) == (job.status, job.reason), job
+        assert counts == [job.preemptions, job.reused], job
+    times = np.column_stack([core.requests[field] for field in TIMES])
+    expected = np.array([[getattr(job, field) for field in TIMES] for job in naive.jobs], float)  # None becomes NaN
+    np.testing.assert_allclose(times, expected, rtol=1e-9, atol=1e-12)
     assert_same_pool(core.memory.kv, naive.kv, naive.eviction_order(naive.kv))
     assert_same_pool(core.memory.ssm, naive.ssm, naive.eviction_order(naive.ssm))
 

@@ -18,7 +18,7 @@ from hbmgym.envs.serving.metrics import request_costs
 from hbmgym.envs.serving.state import FINISHED, REJECTED
 from hbmgym.envs.traces.episode import link
 from hbmgym.memory_backend.vmm import VmmRefused
-from tests.envs.episodes import SMALL_PAGE, Ask, make_episode, small_configs, small_episodes
+from tests.envs.episodes import ENGINES, SMALL_PAGE, Ask, make_episode, small_configs, small_episodes
 
 TIMES = ("admitted_s", "first_token_s", "ended_s")
 SHARES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
@@ -60,7 +60,7 @@ def test_every_request_ends_in_causal_order_with_nothing_lost(config, episode, s
     assert (core.counters.finished, core.counters.rejected) == (finished.sum(), rejected.sum())
     assert core.counters.met + core.counters.missed == len(rows)
     started = ~np.isnan(requests.admitted_s)
-    assert np.all(requests.admitted_s[started] >= requests.arrival_s[started])
+    assert np.all(requests.admitted_s[started] >= requests.arrival_s[started] + config.engine.request_s)
     answered = ~np.isnan(requests.first_token_s)
     assert np.all(requests.first_token_s[answered] > requests.admitted_s[answered])
     assert np.all(requests.ended_s[answered] >= requests.first_token_s[answered])
@@ -131,12 +131,19 @@ def test_host_memory_gives_the_arrays_of_accounting_and_its_stamps_read_back(con
 
 
 @some_examples
-@given(episode=small_episodes(16), budgets=st.tuples(st.integers(1, 300), st.integers(1, 300)))
-def test_chunk_size_does_not_change_what_requests_reuse_one_after_the_other(episode, budgets):
+@given(
+    episode=small_episodes(16),
+    budgets=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    engines=st.tuples(st.sampled_from(ENGINES), st.sampled_from(ENGINES)),
+)
+def test_neither_chunk_size_nor_engine_changes_what_requests_reuse_one_after_the_other(episode, budgets, engines):
     rows, one_by_one = episode.rows.copy(), np.arange(1, len(episode.rows))
     episode = dataclasses.replace(episode, rows=rows, followers=link(rows, one_by_one - 1, one_by_one))
     config = ServingConfig(model="qwen3.5-4b", hbm_gib=0.5, page_tokens=SMALL_PAGE, ttft_slo_floor_s=1000.0)
-    one, other = (play(dataclasses.replace(config, prefill_budget=budget), episode)[0] for budget in budgets)
+    one, other = (
+        play(dataclasses.replace(config, prefill_budget=budget, engine=engine), episode)[0]
+        for budget, engine in zip(budgets, engines, strict=True)
+    )
     assert np.array_equal(one.requests.reused_tokens, other.requests.reused_tokens)
 
 
@@ -157,14 +164,17 @@ def busy_hour_of_a_small_engine() -> list[list[float]]:
         model="qwen3.5-4b", hbm_gib=0.3, page_tokens=SMALL_PAGE, prefill_budget=128, decode_snapshot_tokens=32,
         slots_per_request=1, window_s=0.1, ttft_slo_floor_s=0.1, chunk_move_s=1e-3,
     )  # fmt: skip
-    times, preemptions = [], 0
-    for on_shortage in ("evict", "migrate", "float", "priced"):
-        config = dataclasses.replace(config, policies=Policies(on_shortage=on_shortage))
+    times, reused, preemptions = [], 0, 0
+    rules = zip(("evict", "migrate", "float", "priced"), (ENGINES[0], *ENGINES[2:]), (1, 10, 3, 1), strict=True)
+    for on_shortage, engine, interval in rules:
+        policies = Policies(on_shortage=on_shortage)
+        config = dataclasses.replace(config, policies=policies, engine=engine, receive_interval=interval)
         core, _ = play(config, make_episode(asks, SMALL_PAGE), [0.2, 0.6, 0.1, 0.3], check=True)
-        assert core.moved_chunks > 0 and core.counters.reused_tokens > 0
+        assert core.moved_chunks > 0
+        reused += core.counters.reused_tokens
         preemptions += core.counters.preemptions
         times += [[float(request[field]) for field in TIMES] for request in core.requests]
-    assert preemptions > 0
+    assert reused > 0 and preemptions > 0
     return times
 
 

@@ -21,7 +21,7 @@ from hbmgym.controllers.observation import OBSERVATION_TABLE
 from hbmgym.envs.hbm_partition import HbmPartitionEnv, serving_config
 from hbmgym.envs.registration import ENVIRONMENTS
 from hbmgym.envs.serving.config import ServingConfig
-from hbmgym.envs.serving.constants import CostConstants
+from hbmgym.envs.serving.engines import ENGINE_PROFILES
 from hbmgym.envs.traces.episode import ROW, Episode
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.memory_backend.migration import MigrateOnFailure
@@ -303,10 +303,13 @@ def test_the_initial_share_is_random_on_request() -> None:
         {"serving": {"hbm_gb": 8.0}},
         {"serving": {"window_s": "5"}},
         {"serving": {"policies": {"colour": "red"}}},
-        {"serving": {"constants": {"colour": 1.0}}},
-        {"serving": {"constants": {"e_w": 2.0}}},
-        {"serving": {"constants": {"t_fix_s": "0"}}},
-        {"serving": {"constants": 3}},
+        {"serving": {"engine": {"prefill": "later"}}},
+        {"serving": {"engine": {"colour": 1.0}}},
+        {"serving": {"engine": {"layer_s": -1.0}}},
+        {"serving": {"engine": {"request_s": "0"}}},
+        {"serving": {"engine": {"snapshots_end_chunks": 1}}},
+        {"serving": {"engine": 3}},
+        {"serving": {"receive_interval": 0}},
         {"serving": {"migrate": {"low": 0.5}}},
         {"serving": {"migrate": {"chunks": "16"}}},
         {"serving": {"priced": {"price_mode": "free"}}},
@@ -332,7 +335,7 @@ def test_serving_fields_may_come_from_json() -> None:
 
 def test_serving_fields_survive_being_taken_apart() -> None:
     config = ServingConfig(
-        constants=CostConstants(e_w=0.5, e_s=0.7),
+        engine=dataclasses.replace(ENGINE_PROFILES["sglang-eager"], request_s=0.25),
         migrate=MigrateOnFailure(high=0.4),
         priced=PricedAdmission(price_mode="none"),
     )

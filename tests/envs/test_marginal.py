@@ -53,7 +53,7 @@ def test_distances_are_those_of_the_order_of_use(scenario, kv_share, eviction):
     core = Core(config)
     core.reset(open_workloads(config, scenarios=(scenario,))[0].episode("validation", 10_000), kv_share)
     off: dict[str, list[float]] = {"kv": [], "ssm": []}
-    for window in range(120):
+    for window in range(180):
         core.run_window()
         if window > 40 and window % 20 == 0:
             for name, found in off.items():

@@ -10,11 +10,13 @@ from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.state import DOES_NOT_FIT, FINISHED
 from hbmgym.memory_backend.migration import MigrateOnFailure
 from hbmgym.memory_backend.vmm import VmmRefused
-from tests.envs.episodes import Ask, make_episode
+from tests.envs.episodes import PLAIN_ENGINE, Ask, make_episode
 
 PAGE = 64
 # 512 chunks. A page takes one of them, a slot 24.6; from 2 slots and 462 pages to 20 slots and 20 pages.
-CONFIG = ServingConfig(model="qwen3.5-4b", hbm_gib=1.0, prefill_budget=1024, window_s=0.02, ttft_slo_floor_s=100.0)
+CONFIG = ServingConfig(
+    model="qwen3.5-4b", hbm_gib=1.0, prefill_budget=1024, window_s=0.02, ttft_slo_floor_s=100.0, engine=PLAIN_ENGINE
+)
 LAYOUT = Core(CONFIG).layout
 MOST_PAGES, MOST_SLOTS = 1.0, 0.0
 EXACT = {"rel": 1e-12, "abs": 0.0}

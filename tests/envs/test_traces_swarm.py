@@ -15,6 +15,7 @@ from hbmgym.envs.traces.generators import NO_ROW, sessions
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.precedence import gaps_s, needs, recorded_ends_s
 from hbmgym.envs.traces.scenarios import generate_class
+from tests.envs.episodes import PLAIN_ENGINE
 
 WEKA = Path(__file__).resolve().parents[2] / ".." / "shared" / "traces" / "train" / "agentic_claude_code_weka.train.npz"
 
@@ -175,7 +176,7 @@ def test_a_swarm_that_began_before_time_0_shows_up_with_all_that_it_had_said(row
 def test_sub_agents_reuse_what_they_share_and_the_root_waits_for_all_of_them(loop):
     trace = generate_class(SWARM, 3, 0.25, 300.0, 1500.0)
     episode = compose_generated(trace, seed=3, page_tokens=64, loop=loop)
-    core = Core(ServingConfig())
+    core = Core(ServingConfig(hbm_gib=80.0, tensor_parallel=2, engine=PLAIN_ENGINE))  # so that what is shared stays
     core.reset(episode, 0.8)
     while not core.done:
         core.run_window()
@@ -199,6 +200,6 @@ def test_sub_agents_reuse_what_they_share_and_the_root_waits_for_all_of_them(loo
     after_s = requests["admitted_s"][by_start[1:]] - requests["first_token_s"][by_start[:-1]]
     warm = np.append(False, sibling[1:] & (after_s >= 0.0) & (after_s < 10.0))  # of one fork: nothing is evicted yet
     reused = requests["reused_tokens"][by_start]
-    assert warm.sum() >= 15
+    assert warm.sum() >= 10
     assert (reused[warm] == shared[by_start[warm]]).all()
     assert (reused[5:] >= SWARM.system_tokens).all(), "the class's system prompt at least"

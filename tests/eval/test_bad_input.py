@@ -153,11 +153,21 @@ def test_a_damaged_real_trace_is_refused(script, workplace, refusal):
         (("--scenario", "rush-hour"), "expected one of mix-shift, "),
         (("--scenario", "mix-shift", "--scenario", "mix-shift"), "mix-shift is given twice"),
         (("--model", "gpt-2"), "unknown model 'gpt-2'"),
-        (("--gpu", "b200"), "known are h200, h100, a100, rtx3060"),
+        (("--gpu", "h20"), "unknown GPU 'h20' (did you mean 'h200'?): known are h200, h100, a100, "),
         (("--gpu", "rtx3060"), "exceeds the 12 GB of rtx3060: lower hbm_gib"),
         (("--tensor-parallel", "0"), "tensor_parallel is 0"),
         (("--tensor-parallel", "3"), "tensor_parallel is 3, but qwen3-next-80b-a3b has 16 query heads"),
         (("--tensor-parallel", "x"), "--tensor-parallel: invalid integer value: 'x'"),
+        (("--expert-parallel", "0"), "expert_parallel is 0, expected an integer >= 1"),
+        (("--expert-parallel", "x"), "--expert-parallel: invalid integer value: 'x'"),
+        (("--expert-parallel", "2"), "has 512 experts and tensor_parallel is 1: choose a number that divides both"),
+        (
+            ("--model", "qwen3.5-27b", "--tensor-parallel", "2", "--expert-parallel", "2"),
+            "qwen3.5-27b has no experts and tensor_parallel is 2",
+        ),
+        (("--engine", "vllm-grap"), "unknown engine 'vllm-grap' (did you mean 'vllm-graph'?): known are vllm-graph, "),
+        (("--engine", ""), "unknown engine ''"),
+        (("--engine", "nowhere.json"), "nowhere.json: cannot be read: No such file"),
         (("--long-prefill-tokens", "-1"), "long_prefill_tokens is -1, expected an integer >= 0"),
         (("--costs", "nowhere.json"), "nowhere.json: cannot be read: No such file"),
         (("--costs", "."), "Is a directory"),
@@ -216,6 +226,22 @@ def test_bad_costs_are_named(script, content, named, workplace, refusal):
     (workplace / "costs.json").write_bytes(content)
     line = refusal(script, "--costs", "costs.json")
     assert "costs.json: " in line and named in line
+
+
+@both
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b"[]", "is no engine profile: expected an object with the fields name, kernels, "),
+        (b'{"name": "mine"}', "is no engine profile"),
+    ],
+)
+def test_a_bad_engine_profile_is_named(script, content, named, workplace, refusal):
+    (workplace / "engine.json").write_bytes(content)
+    line = refusal(script, "--engine", "engine.json")
+    assert "engine.json: " in line and named in line
 
 
 @both

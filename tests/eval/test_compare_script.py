@@ -145,11 +145,12 @@ def test_it_says_what_the_times_do_not_rest_on(tmp_path, trace, capsys):
     flags = ("--tensor-parallel", "2", "--costs", str(costs), "--seeds", "1", "--controllers", "static-0.5")
     main([*SERVING, *trace, *flags, "--out", str(tmp_path / "new")])
     said = capsys.readouterr().err
-    assert f"{MODEL} on h200: no published measurement stands behind its times" in said
-    assert "tensor_parallel 2: " in said and "communication is not modelled" in said
     assert f"{costs}: chunk_move_s 6e-05, measured on NVIDIA H200" in said
 
 
-def test_a_model_with_a_row_needs_no_notice(tmp_path, trace, capsys):
-    main([*trace, "--hbm-gib", "4", "--seeds", "1", "--jobs", "1", "--no-oracle", "--controllers", "static-0.5"])
-    assert "no published measurement" not in capsys.readouterr().err
+@pytest.mark.parametrize(("gpu", "said"), [("rtx3060", True), ("h200", False)])
+def test_a_gpu_on_which_nothing_was_measured_is_said_to_be_an_estimate(gpu, said, tmp_path, trace, capsys):
+    main(
+        [*SERVING, *trace, "--gpu", gpu, "--seeds", "1", "--controllers", "static-0.5", "--out", str(tmp_path / "new")]
+    )
+    assert ("RTX 3060 12G (an estimate): " in capsys.readouterr().err) == said

@@ -43,3 +43,33 @@ def test_an_unknown_without_a_say_keeps_its_start():
 def test_a_perfect_start_is_kept():
     found = bounded_least_squares(rosenbrock, np.ones(2), LOW, HIGH)
     assert found.x.tolist() == [1.0, 1.0]
+
+
+def test_a_wild_residual_does_not_carry_the_line_away():
+    x = np.linspace(0.0, 1.0, 21)
+    y = 1.0 + 2.0 * x
+    y[3] += 50.0
+
+    def residuals(line: np.ndarray) -> np.ndarray:
+        return line[0] + line[1] * x - y
+
+    assert bounded_least_squares(residuals, np.zeros(2), LOW, HIGH, outlier=0.1).x == pytest.approx(
+        [1.0, 2.0], abs=0.05
+    )
+    assert bounded_least_squares(residuals, np.zeros(2), LOW, HIGH).x[0] > 4.0
+
+
+def test_the_loss_is_the_soft_l1_of_the_residuals():
+    found = bounded_least_squares(lambda x: np.array([x[0] - 1.0, 3.0, 0.1]), np.zeros(2), LOW, HIGH, outlier=0.5)
+    assert found.x[0] == pytest.approx(1.0)
+    assert found.loss == pytest.approx(0.5 * (np.sqrt(37.0) - 1.0) + 0.5 * (np.sqrt(1.04) - 1.0))
+    assert bounded_least_squares(lambda x: x - 7.0, np.zeros(2), LOW, HIGH).loss == pytest.approx(8.0)
+
+
+def test_small_jumps_are_seen_over_from_afar():
+    def staircase(x: np.ndarray) -> np.ndarray:
+        return np.array([np.round(40.0 * x[0]) / 40.0 - 1.0, x[1]])
+
+    near = bounded_least_squares(staircase, np.array([-2.0, 0.0]), LOW, HIGH, width=0.001)
+    far = bounded_least_squares(staircase, np.array([-2.0, 0.0]), LOW, HIGH, width=0.1)
+    assert abs(far.residuals[0]) < 0.03 < abs(near.residuals[0])

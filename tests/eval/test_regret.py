@@ -9,6 +9,7 @@ import pytest
 
 from hbmgym.envs.platforms import find_platform
 from hbmgym.envs.serving.core import make_layout
+from hbmgym.eval import opportunity
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.opportunities.cases import Case
 from hbmgym.eval.regret import MAP as SHIPPED_MAP
@@ -159,7 +160,7 @@ def test_the_static_of_other_episodes_has_no_hindsight():
     for place, found in enumerate(measured.column(OTHERS_BEST, "cost")):
         best = min(costs, key=lambda name, place=place: sum(costs[name]) - costs[name][place])
         assert found == costs[best][place]
-    assert measured.excess(OTHERS_BEST) > 0.0
+    assert measured.mean(OTHERS_BEST, "cost") >= min(grid.mean(name, "cost") for name in statics)
     assert 0.0 < measured.share_errors[OTHERS_BEST].error < 1.0
 
 
@@ -174,9 +175,10 @@ def test_where_no_split_matters_the_middle_one_is_taken():
     assert {rollout.cell["kv_share_mean"] for rollout in _others_best(statics)} == {0.55}
 
 
-def test_the_oracle_is_the_map_s_and_may_be_late():
-    cases = sane_cases(MAP, [DEFAULT.name], ["idle"])
-    (measured,) = measure(cases, ["oracle:0", "oracle:30"], range(10_000, 10_010), 1, False)
+def test_the_oracle_is_the_map_s_and_may_be_late(tmp_path):
+    opportunity.main(["--scenario", "idle", "--platform", DEFAULT.name, "--seeds", "3", "--out", str(tmp_path)])
+    cases = sane_cases(tmp_path / "map.json", [DEFAULT.name], ["idle"])
+    (measured,) = measure(cases, ["oracle:0", "oracle:30"], range(10_000, 10_003), 1, False)
     assert -measured.excess("oracle:0") == pytest.approx(cases[0].cost_room)
     assert measured.excess("oracle:0") <= measured.excess("oracle:30") <= -cases[0].chosen_room + 1e-4
 

@@ -9,12 +9,13 @@ from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.state import FINISHED
 from hbmgym.memory_backend.resize import RUN_CHUNKS
-from tests.envs.episodes import Ask, make_episode
+from tests.envs.episodes import PLAIN_ENGINE, Ask, make_episode
 
 PAGE = 64
 CONFIG = ServingConfig(
-    model="qwen3.5-4b", hbm_gib=1.0, prefill_budget=1024, window_s=0.01, ttft_slo_floor_s=100.0, chunk_move_s=1e-3
-)
+    model="qwen3.5-4b", hbm_gib=1.0, prefill_budget=1024, window_s=0.01, ttft_slo_floor_s=100.0, chunk_move_s=1e-3,
+    engine=PLAIN_ENGINE,
+)  # fmt: skip
 CHUNKS = 512
 KV_HEAVY, SSM_HEAVY = 1.0, 0.0
 

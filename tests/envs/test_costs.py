@@ -1,4 +1,4 @@
-"""Constants that a calibration or a measurement may replace, and what says so."""
+"""Measured costs of moves and copies in place of assumed ones, and what a configuration makes of parallelism."""
 
 import dataclasses
 import json
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from hbmgym.envs.serving.config import ServingConfig
-from hbmgym.envs.serving.constants import LOADED, PRIORS, Calibration, CostConstants
 from hbmgym.envs.serving.core import Core, cost_of, make_layout, setup_hash
 from hbmgym.envs.serving.costs import read_costs
 from hbmgym.memory_backend.geometry import find_model
@@ -33,7 +32,7 @@ def test_measured_costs_reach_the_cost_record_and_the_engine(tmp_path):
 @pytest.mark.parametrize("name", ["chunk_move_s", "block_copy_s_per_byte"])
 def test_what_was_not_measured_stays(tmp_path, name):
     usual, measured = cost_of(CONFIG), cost_of(read_costs(write_costs(tmp_path, **{name: 1e-3})).applied_to(CONFIG))
-    changed = {field for field in usual.dtype.names if usual[field] != measured[field]}
+    changed = {field for field in usual.dtype.names if (usual[field] != measured[field]).any()}
     assert changed == {"chunk_move_s": {name}, "block_copy_s_per_byte": {name, "slot_copy_s"}}[name]
 
 
@@ -45,28 +44,16 @@ def test_setup_hash_sees_measured_costs(tmp_path, name):
     assert len({setup_hash(CONFIG), *hashes}) == 3
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(CostConstants), ids=lambda field: field.name)
-def test_setup_hash_sees_every_constant_that_acts(field):
-    pair = dataclasses.replace(CONFIG, tensor_parallel=2)
-    other = dataclasses.replace(pair, constants=dataclasses.replace(pair.constants, **{field.name: 0.123}))
-    assert setup_hash(other) != setup_hash(pair)
+def test_setup_hash_sees_expert_parallelism_and_the_interval_of_looks():
+    config = ServingConfig(tensor_parallel=2)
+    others = [dataclasses.replace(config, expert_parallel=2), dataclasses.replace(config, receive_interval=10)]
+    assert len({setup_hash(config), *map(setup_hash, others)}) == 3
 
 
-def test_a_model_without_a_row_is_told_from_one_with(tmp_path):
-    facts = {
-        "accepted": False,
-        "constants": dataclasses.asdict(PRIORS),
-        "rows": [{"model": "a", "gpu": "h200"}, {"model": "b", "gpu": "h100"}],
-    }
-    calibration = Calibration.from_json(facts)
-    assert calibration.constants == PRIORS
-    assert calibration.notice("a", "h200") is None
-    assert "a on h100: no published measurement" in (calibration.notice("a", "h100") or "")
-
-
-def test_the_default_model_has_a_row_on_every_data_centre_gpu():
-    assert [LOADED.notice("qwen3-next-80b-a3b", gpu) for gpu in ("h200", "h100", "a100")] == [None] * 3
-    assert LOADED.notice("qwen3-next-80b-a3b", "rtx3060") is not None
+@pytest.mark.parametrize("value", [0.0, -1e-6, 30.0, float("nan"), float("inf"), True, "1"])
+def test_what_is_no_time_to_copy_is_refused(value):
+    with pytest.raises(ValueError, match=r"block_copy_s_per_byte is .*, expected seconds up to 1"):
+        ServingConfig(block_copy_s_per_byte=value)
 
 
 def test_a_group_of_gpus_shares_slots_out_and_copies_the_kv_heads_that_are_too_few():
@@ -86,17 +73,3 @@ def test_dtypes_change_the_blocks_that_they_name(kv, state):
     model = find_model("qwen3.5-4b")
     assert layout.page_bytes == 64 * 8 * 2 * 4 * 256 * {"bf16": 2, "fp8": 1}[kv]
     assert layout.slot_bytes == 24 * 32 * 128 * 128 * {"fp32": 4, "bf16": 2}[state] + model.conv_bytes
-
-
-@pytest.mark.parametrize("value", [0.0, -0.1, 1.1, float("nan"), float("inf"), True, "1"])
-def test_what_is_no_share_of_a_rate_is_refused(value):
-    for name in ("e_w", "e_k", "e_s", "e_c"):
-        with pytest.raises(ValueError, match=f"constant {name} is .*, expected a number above 0 and at most 1"):
-            CostConstants(**{name: value})
-
-
-@pytest.mark.parametrize("value", [-1e-6, 30.0, float("nan"), float("inf"), True, "1"])
-def test_what_is_no_time_is_refused(value):
-    for name in ("t_fix_s", "t_fix_per_layer_s", "t_seq_s", "t_comm_s", "block_copy_s_per_byte"):
-        with pytest.raises(ValueError, match=f"constant {name} is .*, expected seconds"):
-            CostConstants(**{name: value})
