@@ -30,7 +30,7 @@ def _session_class(name: str, first: int, text: int, output: int, turns: float, 
     return SessionClass(name, always[0], added, always[2], LogNormal(gap_s, 0.5), GeometricTurns(turns, int(2 * turns)))
 
 
-CHAT, CHAT_RATE = _session_class("bench-chat", 4300, 100, 200, 4.0, 1.5), 6.0
+CHAT, CHAT_RATE = _session_class("bench-chat", 4300, 100, 200, 4.0, 1.5), 3.0
 """4.9k tokens in, 200 out, and requests per second."""
 AGENTS, AGENTS_RATE = _session_class("bench-agents", 3200, 500, 400, 8.0, 1.0), 4.0
 """7.5k in, 400 out."""
