@@ -1,8 +1,8 @@
 """How far verdicts depend on the cost model: `python eval/sensitivity.py --out DIR`.
 
-Every constant of the model halved and doubled, prefill floors, copies, moves and engines, at several loads, which are
-found anew for every variation; each time all controllers on the same episodes, ranked by cost against the best static
-split. What has been measured stays in DIR and is not measured again.
+Rates of the GPU and constants of the host halved and doubled, prefill floors, copies, moves and engines, at several
+loads, which are found anew for every variation; each time all controllers on the same episodes, ranked by cost against
+the best static split. What has been measured stays in DIR and is not measured again.
 """
 
 import sys
@@ -96,7 +96,7 @@ def _measured(options: SensitivityOptions, variation: Variation, load: float) ->
     facts = {
         "variation": variation.name,
         "load": load,
-        "scenario": list(options.scenario or options.trace),
+        "traffic": [*options.scenario, *options.trace, options.loop, options.spread, options.tick_s],
         "setup_hash": setup_hash(variation.config),
         "controllers": options.controllers,
         "seeds": options.seeds,
@@ -128,10 +128,10 @@ def _measure(options: SensitivityOptions, variation: Variation, load: float) -> 
     seeds = seeds_for(PART, options.seeds)
     bench = Bench(config, tuple(workloads), PART)
     comparison = compare(bench, names, seeds, jobs=options.jobs, oracle=False, progress=False)
-    return {"results": [_result(result, options.controllers.split(",")) for result in comparison.results]}
+    return {"results": [_result(result) for result in comparison.results]}
 
 
-def _result(result: WorkloadResult, controllers: Sequence[str]) -> Found:
+def _result(result: WorkloadResult) -> Found:
     best = result.best_static
     assert best is not None
     reference = result.column(best, "cost")

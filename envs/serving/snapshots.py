@@ -62,7 +62,7 @@ def save_prefill_snapshots(state, row, before):
 @subkernel
 def _has_passed(state, request, depth, before):
     stop = depth * state.engine.page_tokens
-    return before < stop <= request.computed and depth <= request.published
+    return before < stop <= request.computed
 
 
 @subkernel

@@ -87,11 +87,10 @@ def closed_loop(row: Row) -> Episode:
 def _lengths(row: Row) -> tuple[np.ndarray, np.ndarray]:
     """Prompt and output tokens of every request, as they were sent or drawn from the row's range."""
     if row.lengths is not None:
-        inputs, outputs = (np.array(lengths, np.int64) for lengths in row.lengths)
-        return inputs, outputs
+        inputs, outputs = row.lengths
+        return np.array(inputs, np.int64), np.array(outputs, np.int64)
     generator = np.random.default_rng(SEED)
-    inputs, outputs = (_drawn(nominal, row, generator) for nominal in (row.input_tokens, row.output_tokens))
-    return inputs, outputs
+    return _drawn(row.input_tokens, row, generator), _drawn(row.output_tokens, row, generator)
 
 
 def _drawn(nominal: int, row: Row, generator: np.random.Generator) -> np.ndarray:

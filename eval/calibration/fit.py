@@ -15,8 +15,6 @@ from hbmgym.eval.calibration.rows import FIGURES, Deployment, Row
 
 MOST_FITTED = 4
 """Rows of a deployment that its constants may be fitted to; the rest is held out."""
-
-
 _RELEASE = re.compile(r"v?(\d{1,3})\.(\d+)(?:\.(\d+))?")
 _MONTH = re.compile(r"(20\d\d)-?(\d\d)")
 
@@ -69,9 +67,9 @@ class Calibrated:
     deployment: Deployment
     rows: tuple[Row, ...]
     fitted: tuple[Row, ...]
-    """The rows that `ratios` were not held out from: at most MOST_FITTED, and not all where there are several."""
+    """The rows that `judged` is fitted to: at most MOST_FITTED, and not all where there are several."""
     judged: EngineProfile
-    """Fitted to those."""
+    """The profile that held-out errors are of."""
     profile: EngineProfile
     """To ship: as `judged`, or fitted to all rows where these are at most MOST_FITTED."""
     ratios: tuple[Mapping[str, float], ...]

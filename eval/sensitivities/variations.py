@@ -1,4 +1,5 @@
-"""Variations of a configuration's costs: each constant of the model halved and doubled, floors, copies, engines."""
+"""Variations of a configuration's costs: rates of the GPU and constants of the host halved and doubled, floors, copies,
+moves, engines."""
 
 import dataclasses
 import json

@@ -220,11 +220,11 @@ def test_without_it_the_base_decides_to_the_bit():
 
 
 @functools.cache
-def costs(scenario: str, platform: str) -> tuple[float, float, bool]:
+def costs(scenario: str, platform: str, load: float = 1.0) -> tuple[float, float, bool]:
     """Of a short training episode without and with the layer, and whether the layer decided at its end."""
     config = find_platform(platform).config
     core, found, controller = Core(config), [], started()
-    episode = open_workloads(config, scenarios=(scenario,))[0].episode("train", 0).until(900.0, 300.0)
+    episode = open_workloads(config, scenarios=(scenario,), load=load)[0].episode("train", 0).until(900.0, 300.0)
     for caps in (False, True):
         controller = HelmController(constant_policy(0.0), dataclasses.replace(ALONE, caps=caps))
         found.append(run_episode(controller, core, episode).cell)
@@ -235,8 +235,8 @@ def costs(scenario: str, platform: str) -> tuple[float, float, bool]:
 
 @pytest.mark.parametrize("scenario", ["steady-code", "inelastic"])
 def test_where_nothing_is_reused_requests_cost_less_with_it(scenario):
-    without, with_it, on = costs(scenario, "qwen3-next-80b-a3b@h200")
-    assert on and with_it < 0.95 * without
+    without, with_it, on = costs(scenario, "qwen3-next-80b-a3b@h200", load=1.2)
+    assert on and with_it < 0.9 * without
 
 
 @pytest.mark.parametrize("scenario", ["mix-shift", "steady-assistant", "trend", "steady-documents"])
