@@ -1,11 +1,14 @@
 """MovingAverageController: TensorRT-LLM's pool rebalancing.
 
-Source: TensorRT-LLM, KVCacheManagerV2 with enable_kv_pool_rebalance (#14578, #17391; the parameters are those that
-#19077 makes settings). The length of every request enters a moving average of squares, whose root is what the pools are
-divided for; every 100 requests the wanted split is computed anew, and it is asked for when either pool is off by 1.25.
+Source: TensorRT-LLM, KVCacheManagerV2 with enable_kv_pool_rebalance (#14578, #17391); the parameters have the names and
+values with which #19077 makes them settings. The length of every request enters a moving average of squares, because a
+long request also lives longer but is sampled once. Its root is what the pools are divided for: so many pages, rounded
+up, to one state. Every 100 requests that target is computed anew, and it is asked for where either pool is off by 1.25.
 
-What differs: TensorRT-LLM samples a request's capacity when it ends and suspends every request while it moves; here the
-prompts of a window's arrivals are sampled at their mean, which is all that Telemetry tells, and nothing is suspended.
+What differs: TensorRT-LLM samples a request's capacity, outputs included, when it ends; here the prompts of a window's
+arrivals are sampled at their mean, which is all that Telemetry tells. It looks every 10 iterations
+(kv_pool_rebalance_check_interval) whether to move; a controller is asked once per window, which has more. That every
+request is suspended while it moves is up to the engine: `ServingConfig.transfers`.
 """
 
 import math
@@ -18,34 +21,38 @@ from hbmgym.controllers.arrivals import ArrivalCounter
 from hbmgym.controllers.base import HOLD, Decision, Setup
 from hbmgym.controllers.demand import balanced_share
 
+STATES_PER_REQUEST = 1
+"""What its target reckons with, however many slots a request holds here."""
+
 
 @dataclass(frozen=True)
 class MovingAverageParameters:
     """TensorRT-LLM's defaults."""
 
-    decay: float = 0.9999
+    moving_average_decay: float = 0.9999
     """Weight of the past, per request."""
-    least_requests: int = 2000
+    min_sampled_kv_caches: int = 2000
     """No move before so many."""
-    update_requests: int = 100
+    target_ratio_update_interval: int = 100
     """The wanted split is computed after every so many."""
-    cooldown_s: float = 120.0
+    cooldown_secs: float = 120.0
     """Between two moves, and before the first."""
-    mismatch: float = 1.25
+    ratio_threshold: float = 1.25
     """Wanted over present bytes of either pool, or the inverse, from which on chunks move."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.decay < 1.0:
-            raise ValueError(f"moving-average: decay is {self.decay}, expected a number between 0 and 1")
-        if self.least_requests < 0 or self.update_requests < 1:
+        if not 0.0 < self.moving_average_decay < 1.0:
+            decay = self.moving_average_decay
+            raise ValueError(f"moving-average: moving_average_decay is {decay}, expected a number between 0 and 1")
+        if self.min_sampled_kv_caches < 0 or self.target_ratio_update_interval < 1:
             raise ValueError(
-                f"moving-average: least_requests {self.least_requests} must be >= 0 and update_requests "
-                f"{self.update_requests} >= 1"
+                f"moving-average: min_sampled_kv_caches {self.min_sampled_kv_caches} must be >= 0 and "
+                f"target_ratio_update_interval {self.target_ratio_update_interval} >= 1"
             )
-        if not 0.0 <= self.cooldown_s < float("inf"):
-            raise ValueError(f"moving-average: cooldown_s is {self.cooldown_s}, expected a finite number >= 0")
-        if not 1.0 < self.mismatch < float("inf"):
-            raise ValueError(f"moving-average: mismatch is {self.mismatch}, expected a finite number > 1")
+        if not 0.0 <= self.cooldown_secs < float("inf"):
+            raise ValueError(f"moving-average: cooldown_secs is {self.cooldown_secs}, expected a finite number >= 0")
+        if not 1.0 < self.ratio_threshold < float("inf"):
+            raise ValueError(f"moving-average: ratio_threshold is {self.ratio_threshold}, expected a finite number > 1")
 
 
 class MovingAverageController:
@@ -69,12 +76,12 @@ class MovingAverageController:
     def act(self, telemetry: np.record) -> Decision:
         self._sample(*self._arrivals.count(telemetry))
         parameters = self.parameters
-        if self._wanted is None or self._requests < parameters.least_requests:
+        if self._wanted is None or self._requests < parameters.min_sampled_kv_caches:
             return HOLD
-        if telemetry["time_s"] - self._moved_s < parameters.cooldown_s:
+        if telemetry["time_s"] - self._moved_s < parameters.cooldown_secs:
             return HOLD
         present = float(telemetry["kv_share_requested"])
-        if not _mismatched(self._wanted, present, parameters.mismatch):
+        if not _mismatched(self._wanted, present, parameters.ratio_threshold):
             return HOLD
         self._moved_s = float(telemetry["time_s"])
         return decide_share(self._wanted, telemetry, self._setup)
@@ -82,20 +89,21 @@ class MovingAverageController:
     def _sample(self, requests: float, mean_tokens: float) -> None:
         if not requests:
             return
-        # What `requests` updates weight = 1 + decay * weight, mean += (value - mean) / weight come to.
-        kept = self.parameters.decay**requests
-        added = (1.0 - kept) / (1.0 - self.parameters.decay)
+        # What `requests` updates weight = 1 + moving_average_decay * weight, mean += (value - mean) / weight come to.
+        kept = self.parameters.moving_average_decay**requests
+        added = (1.0 - kept) / (1.0 - self.parameters.moving_average_decay)
         past = kept * self._weight
         self._weight = past + added
         self._mean_square = (past * self._mean_square + added * mean_tokens**2) / self._weight
         self._requests += requests
-        if self._requests - self._updated_at >= self.parameters.update_requests and self._mean_square:
+        if self._requests - self._updated_at >= self.parameters.target_ratio_update_interval and self._mean_square:
             self._updated_at = self._requests
             self._wanted = self._split_for(math.sqrt(self._mean_square))
 
     def _split_for(self, length: float) -> float:
         setup = self._setup
-        share = balanced_share(length, setup.kv_token_bytes, setup.slots_per_request, setup.layout.slot_bytes)
+        pages = math.ceil(length * setup.kv_token_bytes / setup.layout.page_bytes)
+        share = balanced_share(pages, setup.layout.page_bytes, STATES_PER_REQUEST, setup.layout.slot_bytes)
         low, high = setup.kv_share_bounds
         return min(max(share, low), high)
 

@@ -47,11 +47,11 @@ RANGES: Mapping[str, Mapping[str, Range | Choice]] = {
         "ratio_change": Range(1.01, 3.0, log=True),
     },
     "moving-average": {
-        "decay": (0.9, 0.97, 0.99, 0.997, 0.999, 0.9997, 0.9999),
-        "least_requests": Range(20, 5000, log=True),
-        "update_requests": Range(5, 500, log=True),
-        "cooldown_s": Range(5.0, 300.0, log=True),
-        "mismatch": Range(1.01, 2.0, log=True),
+        "moving_average_decay": (0.9, 0.97, 0.99, 0.997, 0.999, 0.9997, 0.9999),
+        "min_sampled_kv_caches": Range(20, 5000, log=True),
+        "target_ratio_update_interval": Range(5, 500, log=True),
+        "cooldown_secs": Range(5.0, 300.0, log=True),
+        "ratio_threshold": Range(1.01, 2.0, log=True),
     },
     "tail-blame": {
         "tax": Range(0.002, 0.3, log=True),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hbmgym.cli import command
 from hbmgym.envs.platforms import PLATFORMS
-from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.config import ServingConfig, with_policies
 from hbmgym.envs.serving.core import Core, setup_hash
 from hbmgym.envs.serving.metrics import episode_metrics
 from hbmgym.envs.traces.avmp_traffic import PaperTraffic
@@ -71,10 +71,11 @@ def _as_calibrated(config: ServingConfig) -> ServingConfig:
     must be the same under all of them."""
     default = ServingConfig()
     return dataclasses.replace(
-        config,
+        with_policies(config, default.policies),
         window_s=WINDOW_S,
-        policies=default.policies,
+        transfers=default.transfers,
         long_prefill_tokens=default.long_prefill_tokens,
+        max_long_prefills=default.max_long_prefills,
         eviction_epoch_s=default.eviction_epoch_s,
         flop_weight=default.flop_weight,
     )

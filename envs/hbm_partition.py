@@ -28,11 +28,12 @@ _FIELDS = tuple(name for name, _, _ in TELEMETRY_TABLE)
 
 
 class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
-    """Divide one GPU's cache memory between the KV cache and recurrent state while requests are served.
+    """Divide one GPU's cache memory between the KV cache and records of fixed size while requests are served.
 
     ## Description
     A serving engine replays a trace of LLM requests on a hybrid model. Its cache budget is an amount of HBM held as
-    chunks, each of which belongs to the pool of KV pages or to the pool of recurrent slots. Once per window of
+    chunks, each of which belongs to the pool of KV pages or to the pool of slots, which hold what a sequence keeps
+    whatever its length: its recurrent state, the tail of its sliding windows, or both. Once per window of
     simulated time (5 s by default) the agent says which share belongs to KV; chunks then move as soon as nothing that
     runs needs them, and moving takes simulated time. kv_share = KV chunks / all chunks.
 

@@ -131,7 +131,7 @@ def compare(
         if oracle:
             for w in range(len(bench.workloads)):
                 rollouts += _oracle_rollouts(runner, w, rollouts, seeds)
-        rhos = [runner.rho(w, seeds[0], _rho_shares(bench)) for w in range(len(bench.workloads))]
+        rhos = [runner.rho(w, seeds[0], rho_shares(bench)) for w in range(len(bench.workloads))]
     cells = [rollout.cell for rollout in rollouts]
     results = []
     for workload, rho in zip(bench.workloads, rhos, strict=True):
@@ -143,7 +143,7 @@ def compare(
     return Comparison(rollouts, results)
 
 
-def _rho_shares(bench: Bench) -> list[float]:
+def rho_shares(bench: Bench) -> list[float]:
     low, high = make_layout(bench.config).share_bounds
     return [float(share) for share in np.linspace(low, high, RHO_SHARES + 2)[1:-1]]
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from hbmgym.envs.platforms import PLATFORMS, find_platform
 from hbmgym.envs.serving.core import make_layout, setup_hash
+from hbmgym.envs.serving.shortage import ONE_BUFFER
 from hbmgym.envs.traces.jitter import SPREAD
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
@@ -49,7 +50,7 @@ WORDS = ("case", "platform", "verdict")
 COLUMNS = (
     *("case", "platform", "rho", "best share", "cost"),
     *(f"{offset:+.1f}" for offset in OFFSETS),
-    *("sglang-0.9 p99", "room mean TTFT", "room p99 TTFT", "room violations"),
+    *("sglang-0.9 p99", *ONE_BUFFER, "room mean TTFT", "room p99 TTFT", "room violations"),
     *("chosen per seed", "both full", "verdict"),
 )
 
@@ -158,7 +159,7 @@ def _kept(file: Path) -> dict[str, Any] | None:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict) or not {"statics", "default", "dynamic", "rho"} <= set(found):
+    if not isinstance(found, dict) or not {"statics", "default", "dynamic", "rho", *ONE_BUFFER} <= set(found):
         return None
     return found if set(FIGURES) <= set(found["default"]) else None  # another version kept less
 
@@ -173,11 +174,12 @@ def _print_map(results: Sequence[CaseResult]) -> None:
     console.print(table)
     print(
         "+-.1, +-.2: cost at so much from the best share / its cost. sglang-0.9 p99: its p99 TTFT / that of the best "
-        "share. room: 1 - replayed dynamic oracle / the share that is best in that figure; each episode has a path of "
-        "its own, so compare it with the cost of the best share chosen per seed. both full: cost if both pools had all "
-        f"bytes. best share: of those that leave at most {UNSERVED:.0%} of the tokens more unserved than the one that "
-        "leaves least. turns away: every share leaves more than that unserved. Seeds of a recorded trace share most of "
-        "their rows: their intervals say little."
+        "share. float, float-lru: cost of one floating pool / that of the best share - 1. room: 1 - replayed dynamic "
+        "oracle / the share that is best in that figure; each episode has a path of its own, so compare it with the "
+        "cost of the best share chosen per seed. both full: cost if both pools had all bytes. best share: of those "
+        f"that leave at most {UNSERVED:.0%} of the tokens more unserved than the one that leaves least. turns away: "
+        "every share leaves more than that unserved. Seeds of a recorded trace share most of their rows: their "
+        "intervals say little."
     )
 
 
@@ -198,6 +200,7 @@ def _row(result: CaseResult) -> list[str]:
         f"{result.static_costs[result.best]:.3f}",
         *("-" if cost is None else f"{cost:.2f}x" for cost in wrong),
         "{:.2f}x [{:.2f}, {:.2f}]".format(*result.default_over_best("ttft_p99_s")),
+        *(_percent(result.floating_over_best(rule)) for rule in ONE_BUFFER),
         *(_percent(result.room(figure)) for figure in ("ttft_mean_s", "ttft_p99_s", "slo_violation_rate")),
         f"{result.chosen_per_episode:.3f}",
         f"{np.mean(result.of('both_full', 'cost')):.3f}",

@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hbmgym.cli import option
-from hbmgym.envs.serving.config import SGLANG_SLOTS, Policies, ServingConfig, parse_slots_per_request
+from hbmgym.envs.serving.config import (
+    SGLANG_SLOTS,
+    Policies,
+    ServingConfig,
+    parse_slots_per_request,
+    with_policies,
+)
 from hbmgym.envs.serving.costs import read_costs
 from hbmgym.envs.serving.engines import ENGINE_PROFILES, find_engine
 from hbmgym.envs.serving.gpus import GPUS, find_gpu
+from hbmgym.envs.serving.state import TRANSFERS
 from hbmgym.envs.traces.avmp_traffic import PAPER_SCENARIOS
 from hbmgym.envs.traces.episode import LOOPS
 from hbmgym.envs.traces.jitter import SPREAD
@@ -19,6 +26,7 @@ from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.envs.traces.trace import Trace
 from hbmgym.envs.workload import DEFAULT_SCENARIO, PaperTrafficWorkload, TraceWorkload, Workload, open_workloads
+from hbmgym.memory_backend.geometry import STATE_BYTES
 from hbmgym.memory_backend.pricing import PRICE_MODES, PricedAdmission
 
 _DEFAULTS = ServingConfig()
@@ -47,7 +55,7 @@ class ServingOptions:
         f"generated scenario, repeatable (default {DEFAULT_SCENARIO}): "
         f"{', '.join((*SCENARIOS, *PAPER_SCENARIOS))}:FILE",
     )
-    model: str = option(_DEFAULTS.model, "model served, lower-case slug")
+    model: str = option(_DEFAULTS.model, "model served: lower-case slug, or its config.json")
     gpu: str = option(_DEFAULTS.gpu, f"GPU: {', '.join(GPUS)}, or a file with an entry as in envs/serving/gpus.json")
     engine: str = option(
         _DEFAULTS.engine.name,
@@ -62,12 +70,17 @@ class ServingOptions:
     spread: bool = option(True, SPREAD)
     tick_s: float = option(0.0, "seconds per tick of the avmp- scenarios at load 1; 0 calibrates it")
     weight_dtype: str = option(_DEFAULTS.weight_dtype, "dtype of the weights: bf16, fp8, or nvfp4 or mxfp4 of experts")
-    kv_dtype: str = option(_DEFAULTS.kv_dtype, "dtype of the KV cache: bf16 or fp8")
-    state_dtype: str = option(_DEFAULTS.state_dtype, "dtype of the recurrent state: fp32 or bf16")
+    kv_dtype: str = option(_DEFAULTS.kv_dtype, "dtype of the KV cache: bf16, fp16 or fp8")
+    state_dtype: str = option(_DEFAULTS.state_dtype, f"dtype of the recurrent state: {', '.join(STATE_BYTES)}")
     slots_per_request: str = option(
         str(_DEFAULTS.slots_per_request),
         "state slots a running request holds: 1 to 8, or SGLang's preset: "
         + ", ".join(f"{name} {slots}" for name, slots in SGLANG_SLOTS.items()),
+    )
+    draft_tokens: int = option(
+        _DEFAULTS.draft_tokens,
+        "tokens that speculative decoding drafts at a time: only the slots that they take are modelled, by the rule of "
+        "the engine, not how many are accepted",
     )
     costs: str = option("", "costs.json of eval/gpu_check.py: measured costs of moves and copies", metavar="FILE")
     prefill_chunk: int = option(_DEFAULTS.prefill_budget, "most prompt tokens of one iteration")
@@ -79,10 +92,26 @@ class ServingOptions:
         _DEFAULTS.long_prefill_tokens,
         "most prompt tokens of one request in an iteration, vLLM's long_prefill_token_threshold; 0: no bound",
     )
+    max_long_prefills: int = option(
+        _DEFAULTS.max_long_prefills,
+        "most prompts with more tokens than that left that prefill at once, while shorter ones pass, "
+        "max_long_partial_prefills of vLLM's V0; 0: no bound",
+    )
     policies: str = option(
-        "eviction=lru,admission=fcfs,on_shortage=evict",
-        "rules of the engine, equal for every controller; on_shortage: evict, migrate (AVMP), float (SGLang's one "
-        "buffer) or priced (HiMA's Admitter)",
+        _DEFAULTS.policies.text,
+        "rules of the engine, equal for every controller; the default for those left out. admission: fcfs, lpm "
+        "(SGLang), slo (least slack first) or past-future (LightLLM); retention of snapshots: latest (vLLM's default), "
+        "all (SGLang's), interval-N, path-cap-K or optimal-K; on_shortage: evict, migrate (AVMP), float (SGLang's one "
+        "buffer), float-lru (vLLM's, with layout=padded) or priced (HiMA's Admitter); pin: none or ttl (Continuum); "
+        "preemption: recompute or offload",
+    )
+    host_gib: float = option(
+        _DEFAULTS.host_gib, "GiB of host memory per GPU for preempted requests, where preemption=offload"
+    )
+    transfers: str = option(
+        _DEFAULTS.transfers,
+        "moving chunks: beside the iterations, stopping them, or as TensorRT-LLM, which also preempts who does not fit",
+        choices=tuple(TRANSFERS),
     )
     price_mode: str = option(
         _DEFAULTS.priced.price_mode,
@@ -102,13 +131,17 @@ class ServingOptions:
             weight_dtype=self.weight_dtype,
             kv_dtype=self.kv_dtype,
             state_dtype=self.state_dtype,
-            slots_per_request=parse_slots_per_request(self.slots_per_request),
+            slots_per_request=parse_slots_per_request(self.slots_per_request, self.draft_tokens),
+            draft_tokens=self.draft_tokens,
             prefill_budget=self.prefill_chunk,
             receive_interval=self.receive_interval,
             long_prefill_tokens=self.long_prefill_tokens,
-            policies=Policies.parse(self.policies),
+            max_long_prefills=self.max_long_prefills,
+            transfers=self.transfers,
             priced=PricedAdmission(self.price_mode),
+            host_gib=self.host_gib,
         )
+        config = with_policies(config, Policies.parse(self.policies))
         return read_costs(Path(self.costs)).applied_to(config) if self.costs else config
 
     def workloads(self, config: ServingConfig) -> list[Workload]:

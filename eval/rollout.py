@@ -46,6 +46,8 @@ _HISTORY = (
     "running",
     "kv_live",
     "ssm_live",
+    "blocked_kv_fraction",
+    "blocked_ssm_fraction",
 )
 
 
@@ -120,7 +122,17 @@ def _cell(name: str, core: Core, episode: Episode, history: dict[str, list[float
         "setup_hash": setup,
         "cell_hash": cell_hash(setup, episode),
         **(_admissions(core) if core.config.policies.on_shortage == "priced" else {}),
+        **(_counted(core, _PINS) if core.config.policies.pin != "none" else {}),
+        **(_counted(core, _COPIES) if core.config.policies.preemption == "offload" else {}),
     }
+
+
+_PINS = ("pins", "pins_used", "pins_given_up")
+_COPIES = ("offloads", "offloaded_bytes", "restored_bytes")
+
+
+def _counted(core: Core, names: tuple[str, ...]) -> Cell:
+    return {name: int(core.counters[name]) for name in names}
 
 
 def _admissions(core: Core) -> Cell:

@@ -55,8 +55,9 @@ def join(pool, entry):
 @subkernel
 def part(pool, entry):
     """A block leaves the order, but not as the first of it."""
-    pool.meta.parted += 1
     joined = np.int64(pool.joined_at[entry])
+    if joined < pool.meta.full_at:
+        pool.meta.parted += 1
     if joined >= pool.meta.counted:
         _count(pool)
     age = joined >> pool.meta.age_bits

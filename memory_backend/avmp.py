@@ -1,4 +1,4 @@
-"""Avmp: KV pages and recurrent slots in one budget of memory whose split can be changed while blocks are in use.
+"""Avmp: KV pages and slots of records in one budget of memory whose split can be changed while blocks are in use.
 
 A holder names a block by a handle of 64 bits; where the block lies may change, the handle does not. A block is *live*
 while it is pinned, *cached* once its last holder unpins it (it is evicted when room is needed, least recently given up

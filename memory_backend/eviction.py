@@ -1,6 +1,7 @@
-"""The order in which cached blocks go: lru, lpb or flop_aware. The least goes first, ties the one used least recently.
+"""The order in which cached blocks go: lru, lpb, flop_aware or tlru. The least goes first, ties the one used least
+recently.
 
-`lru` is a list. The other two give every matchable block a value and keep those that may go in a heap: a page that
+`lru` is a list. The others give every matchable block a value and keep those that may go in a heap: a page that
 another resident page continues may not, so a chain of pages goes from its deep end, as it does under lru.
 
 - lpb, loss per byte: hits x seconds / bytes. A page or a snapshot is hit by every request that reuses it; hits count in
@@ -9,6 +10,12 @@ another resident page continues may not, so a chain of pages goes from its deep 
   together. Source: HiMA (OpenReview KEf0qZPF95), "recovery time per evicted byte".
 - flop_aware: recency + weight x seconds / bytes, each scaled to a range of 1 over the blocks cached at the last edge of
   an epoch. Source: Marconi (arXiv 2411.19379), whose FLOPs the same seconds stand for. Weight 0 is lru.
+- tlru: first what a next turn can do without and still be in time. A turn that adds about q tokens is in time while it
+  computes at most x, so losing x - q tokens of what it continues is safe. A state, or a page that ends in one, loses at
+  most the prefix that ends with it, whatever else is cached; a page that ends in none lies past the last state, and
+  loses nothing. Source: Tail-Optimized LRU (arXiv 2510.15152), in SGLang since #34012. Both go by the KV of a
+  conversation that is left, which here is worth nothing without a state.
+- BY_USE is lru by value: for whoever has to know when a block was used last (one_buffer.py).
 
 Blocks that nobody can ever match go before all others, the last abandoned first. They are the front of lru's list, and
 all of the list where the others are in a heap.
@@ -21,10 +28,11 @@ import numpy as np
 
 from hbmgym.memory_backend.invariants import require
 from hbmgym.memory_backend.jit import kernel, subkernel
+from hbmgym.memory_backend.oplog import SSM
 
 NONE = -1  # ends lists and marks "no entry" in the arrays of the kernels
-LRU, LPB, FLOP_AWARE = range(3)
-ORDERS = {"lru": LRU, "lpb": LPB, "flop_aware": FLOP_AWARE}
+LRU, LPB, FLOP_AWARE, TLRU, BY_USE = range(5)
+ORDERS = {"lru": LRU, "lpb": LPB, "flop_aware": FLOP_AWARE, "tlru": TLRU}
 
 RANK = np.dtype(
     [
@@ -181,7 +189,7 @@ def _unlink(pool, entry):
         pool.entries[record.next].prev = record.prev
 
 
-# --- lpb and flop_aware: a heap of those that may go
+# --- orders by value: a heap of those that may go
 
 
 @subkernel
@@ -344,6 +352,12 @@ def _value(pool, entry):
         hits = rank.hits + rank.hits_before
         # Most of what goes was not hit, and dividing took a quarter of the time of a look (measured).
         return hits * _saved_s_per_byte(pool, entry) if hits > 0 else 0.0
+    if meta.order == TLRU:
+        has_state = meta.pool == SSM or rank.ends_in_state != 0
+        lost_tokens = rank.depth * meta.page_tokens if has_state else 0
+        return 0.0 if lost_tokens <= meta.spare_tokens else 1.0
+    if meta.order == BY_USE:
+        return 0.0
     return meta.recency_scale * rank.used_s + meta.saving_scale * _saved_s_per_byte(pool, entry)
 
 

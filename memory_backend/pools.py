@@ -1,7 +1,8 @@
 """A pool: equal blocks over one virtual range, of which `live + cached <= limit <= capacity` are in use.
 
 Everything above this module names a block by its *entry* in the page table, so that a relocation, which changes only
-`entry.block`, is invisible. An entry is live (pins > 0), cached (resident, pins == 0, in eviction order) or free.
+`entry.block`, is invisible. An entry is live (pins > 0), cached (resident, pins == 0, in eviction order) or free. A
+request that runs holds it by one pin each; a session whose next turn is expected keeps it by SESSION pins at once.
 Blocks are handed out lowest first: a pool that shrinks from the top then has little to relocate.
 """
 
@@ -14,11 +15,13 @@ from hbmgym.memory_backend.bits import lowest_bit
 from hbmgym.memory_backend.eviction import LRU, check_order, enter, enter_first, leave, make_ranks
 from hbmgym.memory_backend.eviction import NONE as NONE
 from hbmgym.memory_backend.invariants import require
-from hbmgym.memory_backend.jit import kernel
+from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import CHECK, COPY, STAMP, ZERO, record_op
 
 INDEX_BITS = 0xFFFFFFFF  # of a handle
 WORD = 32  # bits of a bitmap word; held in int64 so that products cannot overflow
+SESSION = 1 << 16  # pins of one session; all requests together hold fewer
+MOST_SESSIONS = 1 << 14  # that may keep blocks at once, so that `pins` cannot overflow
 
 POOL_META = np.dtype(
     [
@@ -51,11 +54,13 @@ POOL_META = np.dtype(
         ("flop_weight", "f8"),
         ("recency_scale", "f8"),
         ("saving_scale", "f8"),
+        ("page_tokens", "i8"),  # tlru
+        ("spare_tokens", "i8"),  # what the next turn may compute and be in time, less what it adds
         # ages (ages.py)
         ("joined", "i8"),  # so far; of those, `counted` are in the ages
         ("counted", "i8"),
         ("full_at", "i8"),  # the clock when the pool last evicted something to make room
-        ("parted", "i8"),  # blocks that have left the order since then without being evicted
+        ("parted", "i8"),  # blocks that were there then and have left the order since without being evicted
         ("age_bits", "i8"),
     ],
     align=True,
@@ -276,20 +281,53 @@ def release_and_take(pool, log, entry, bound):
 @kernel
 def pin(pool, entry):
     """One more live request holds `entry`."""
+    _hold(pool, entry, 1)
+
+
+@kernel
+def unpin(pool, entry):
+    """One live request less holds `entry`; the last one leaves it cached, to be evicted last."""
+    _let_go(pool, entry, 1)
+
+
+@subkernel
+def keep(pool, entry):
+    """One more session keeps `entry`, which is then live as if a request held it."""
+    _hold(pool, entry, SESSION)
+
+
+@subkernel
+def stop_keeping(pool, entry):
+    """One session less keeps `entry`; the last pin leaves it cached, as above."""
+    _let_go(pool, entry, SESSION)
+
+
+@subkernel
+def blocks_kept_only(pool):
+    """Live blocks that no request holds."""
+    count = 0
+    for entry in range(len(pool.entries)):
+        record = pool.entries[entry]
+        if record.pins > 0 and record.pins % SESSION == 0:
+            count += 1
+    return count
+
+
+@subkernel
+def _hold(pool, entry, pins):
     record = pool.entries[entry]
     if record.pins == 0:
         part(pool, entry)
         leave(pool, entry)
         pool.meta.cached -= 1
         pool.meta.live += 1
-    record.pins += 1
+    record.pins += pins
 
 
-@kernel
-def unpin(pool, entry):
-    """One live request less holds `entry`; the last one leaves it cached, to be evicted last."""
+@subkernel
+def _let_go(pool, entry, pins):
     record = pool.entries[entry]
-    record.pins -= 1
+    record.pins -= pins
     if record.pins == 0:
         pool.meta.live -= 1
         pool.meta.cached += 1

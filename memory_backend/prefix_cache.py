@@ -1,8 +1,10 @@
 """What is cached and what a request can reuse.
 
-Pages and snapshots hang on dense page ids: `ids[i].page` is the resident page of id i, `ids[i].snapshot` the recurrent
-state at the end of that page. Residency is prefix-closed: a request releases its pages deepest first, and whoever uses
-a page uses everything before it, so the eviction order never takes a page that a resident page continues.
+Pages and snapshots hang on dense page ids: `ids[i].page` is the resident page of id i, `ids[i].snapshot` the record
+(recurrent state, window tail or both) at the end of that page. Residency is prefix-closed: a request releases its pages
+deepest first, and whoever uses a page uses everything before it, so the eviction order never takes a page that a
+resident page continues. A snapshot is live only while a request copies it, and for as long as a session keeps it with
+all pages under it.
 """
 
 from typing import NamedTuple
@@ -15,15 +17,18 @@ from hbmgym.memory_backend.invariants import require
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, NOTHING, SSM, OpLog, make_op_log
 from hbmgym.memory_backend.pools import (
+    SESSION,
     Pool,
     check_pool,
     check_stamp,
     copy,
+    keep,
     make_pool,
     pin,
     release,
     release_and_take,
     stamp,
+    stop_keeping,
     take,
     touch,
     unpin,
@@ -32,6 +37,7 @@ from hbmgym.memory_backend.split import Layout
 from hbmgym.memory_backend.table import table_reader
 from hbmgym.memory_backend.vmm.protocol import Vmm
 
+SEVERAL = -2  # of `child`
 NEVER = 1e300  # a time that does not come; finite, so that differences stay finite
 PAGE_ID = np.dtype(
     [
@@ -41,6 +47,7 @@ PAGE_ID = np.dtype(
         # Since the page came: 0, or its snapshot was lost, and 1 + what the pool that is the cause had lost before;
         # positive: the SSM pool evicted it, negative: the KV pool evicted its page.
         ("state_lost", "i4"),
+        ("child", "i4"),  # the page id that continued it first since it came, NONE: none has, SEVERAL: others have too
     ],
     align=True,
 )
@@ -88,7 +95,7 @@ def make_memory(
     """Empty pools at the split with `slots` slots, whose cached blocks go in `order`."""
     kv_chunks = layout.kv_chunks(slots)
     ids = np.zeros(max(id_count, 1), PAGE_ID).view(np.recarray)
-    ids["page"] = ids["snapshot"] = NONE
+    ids["page"] = ids["snapshot"] = ids["child"] = NONE
     split = np.zeros(1, SPLIT).view(np.recarray)[0]
     split.chunks, split.requested_slots, split.tick_s = layout.chunks, slots, NEVER
     split.min_slots, split.max_slots = layout.min_slots, layout.max_slots
@@ -188,6 +195,16 @@ def forget_snapshot(memory, entry):
 
 
 @subkernel
+def drop_snapshot(memory, page_id):
+    """Free a cached snapshot that is no longer wanted: no pool was too small for it."""
+    entry = memory.ids[page_id].snapshot
+    part(memory.ssm, entry)
+    forget_snapshot(memory, entry)
+    memory.ids[page_id].state_lost = 0
+    release(memory.ssm, memory.log, entry)
+
+
+@subkernel
 def _forget_page(memory, page_id):
     if page_id.snapshot != NONE:
         part(memory.ssm, page_id.snapshot)
@@ -196,6 +213,7 @@ def _forget_page(memory, page_id):
         page_id.snapshot = NONE
         page_id.state_lost = -(lost_blocks(memory.kv) + 1)
     page_id.page = NONE
+    page_id.child = NONE
 
 
 @subkernel
@@ -250,9 +268,26 @@ def publish_page(memory, entry, refs, first, depth):
     memory.ids[page_id].page = entry
     memory.ids[page_id].depth = depth + 1
     memory.ids[page_id].state_lost = 0
+    if depth > 0:
+        _note_child(memory.ids[refs[first + depth - 1]], page_id)
     if memory.kv.meta.order != LRU:
         parent = memory.ids[refs[first + depth - 1]].page if depth > 0 else np.int32(NONE)
         begin_rank(memory.kv, entry, parent, depth + 1)
+
+
+@subkernel
+def _note_child(parent, page_id):
+    if parent.child == NONE:
+        parent.child = page_id
+    elif parent.child != page_id:
+        parent.child = SEVERAL
+
+
+@subkernel
+def may_be_dropped(memory, page_id):
+    """Is there a snapshot that nobody holds, at the end of a page that no two different pages have continued?"""
+    record = memory.ids[page_id]
+    return record.snapshot != NONE and record.child != SEVERAL and memory.ssm.entries[record.snapshot].pins == 0
 
 
 @subkernel
@@ -273,10 +308,33 @@ def reuse_snapshot(memory, entry):
 
 
 @subkernel
+def refresh_snapshot(memory, entry):
+    """A snapshot was met again: it goes last, unless a session keeps it anyway."""
+    if memory.ssm.entries[entry].pins == 0:
+        touch(memory.ssm, entry)
+
+
+@subkernel
+def keep_prefix(memory, refs, first, depth):
+    """A session keeps the resident pages of its leading `depth` ids and the snapshot at their end."""
+    for j in range(depth):
+        keep(memory.kv, memory.ids[refs[first + j]].page)
+    keep(memory.ssm, memory.ids[refs[first + depth - 1]].snapshot)
+
+
+@subkernel
+def stop_keeping_prefix(memory, refs, first, depth):
+    """Take `keep_prefix` back, pages deepest first."""
+    stop_keeping(memory.ssm, memory.ids[refs[first + depth - 1]].snapshot)
+    for j in range(depth - 1, -1, -1):
+        stop_keeping(memory.kv, memory.ids[refs[first + j]].page)
+
+
+@subkernel
 def publish_snapshot(memory, entry, page_id):
     """Make a live private slot the snapshot at the end of `page_id`'s page, cached; free it if there is one."""
     if memory.ids[page_id].snapshot != NONE:
-        touch(memory.ssm, memory.ids[page_id].snapshot)
+        refresh_snapshot(memory, memory.ids[page_id].snapshot)
         release(memory.ssm, memory.log, entry)
         return
     memory.ssm.entries[entry].key = page_id
@@ -290,7 +348,7 @@ def publish_snapshot(memory, entry, page_id):
 
 @subkernel
 def save_snapshot(memory, working, page_id):
-    """Copy the working state to a free or evictable slot as `page_id`'s snapshot; False if there is no such slot."""
+    """Copy the working record to a free or evictable slot as `page_id`'s snapshot; False if there is no such slot."""
     entry = take_slot(memory)
     if entry == NONE:
         return False
@@ -325,7 +383,8 @@ def check_memory(memory: Memory) -> None:
         require(np.array_equal(pool.entries["key"][memory.ids[column][held]], held), f"a {column} has another id")
         keyed = np.flatnonzero(pool.entries["key"] != NONE)
         require(len(keyed) == len(held), f"a {column} is keyed but not in the index")
-    require(np.all(memory.ssm.entries["key"][memory.ssm.entries["pins"] > 0] == NONE), "a live slot has an id")
+    by_requests = memory.ssm.entries["pins"] % SESSION > 0
+    require(np.all(memory.ssm.entries["key"][by_requests] == NONE), "a request holds a slot that has an id")
     with_snapshot = memory.ids["snapshot"] != NONE
     require(np.all(memory.ids["page"][with_snapshot] != NONE), "a snapshot outlived its page")
     if memory.kv.meta.order != LRU:

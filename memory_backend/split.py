@@ -9,7 +9,7 @@ CHUNK_BYTES = 2 * 2**20
 
 @dataclass(frozen=True)
 class Layout:
-    """One budget of equal chunks shared by a pool of KV pages and a pool of recurrent slots.
+    """One budget of equal chunks shared by a pool of KV pages and a pool of slots, the records of sequences.
 
     A split is named by its slot count k: k slots take ceil(k * slot_bytes / chunk_bytes) chunks, KV takes the rest.
     Rounding never destroys capacity: between two slot counts there is no split.

@@ -2,8 +2,10 @@
 
 import math
 
+from hbmgym.envs.serving.offload import drop_copy
 from hbmgym.envs.serving.order import enter_heap, leave_heap, next_release_s, push_first, push_last, remove
-from hbmgym.envs.serving.shortage import PRICED, split_is_given
+from hbmgym.envs.serving.pins import note_follower, see_follow_up
+from hbmgym.envs.serving.shortage import split_is_given
 from hbmgym.envs.serving.state import (
     ASIDE,
     DEADLINE,
@@ -102,6 +104,8 @@ def _receive(state, row):
     """Count a request as one that the engine has: a held one has not been sent yet."""
     state.engine.received += 1
     state.engine.received_tokens += state.rows[row].input_tokens
+    if state.requests[row].follows != NONE:
+        see_follow_up(state, row)
 
 
 @subkernel
@@ -116,11 +120,11 @@ def enqueue_last(state, row):
     """Join the queue at its end."""
     _receive(state, row)
     state.requests[row].status = WAITING
-    # A longer queue makes it dearer to defer its head.
-    if state.engine.waiting == 0 or state.engine.on_shortage == PRICED:
+    if state.engine.waiting == 0 or state.engine.arrivals_matter != 0:
         state.engine.head_tried = 0
     state.engine.waiting += 1
     push_last(state, QUEUE, row)
+    _note_deadline(state, row)
 
 
 @subkernel
@@ -131,11 +135,19 @@ def enqueue_first(state, row):
     state.engine.waiting += 1
     state.engine.head_tried = 0
     push_first(state, QUEUE, row)
+    _note_deadline(state, row)
+
+
+@subkernel
+def _note_deadline(state, row):
+    """Where every waiting request is judged, remember when the first of them gives up."""
+    if state.engine.reorders != 0:
+        state.engine.queue_deadline_s = min(state.engine.queue_deadline_s, _deadline_s(state, row))
 
 
 @subkernel
 def leave_queue(state, row):
-    """Take the queue's head out; the next one has not been tried."""
+    """Take a request out of the queue, the head as a rule; the one that is the head now has not been tried."""
     remove(state, QUEUE, row)
     state.engine.waiting -= 1
     state.engine.head_tried = 0
@@ -149,6 +161,8 @@ def release_followers(state, row):
     trace = state.rows[row]
     for i in range(trace.followers_off, trace.followers_off + trace.followers):
         follower = state.followers[i]
+        if state.requests[row].left_pages > 0:
+            note_follower(state, row, follower)
         request = state.requests[follower]
         request.unmet -= 1
         if request.unmet > 0:
@@ -208,6 +222,7 @@ def take_back_those_aside(state):
         if not _outgrows_pool(state, row):
             _leave_aside(state, row)
             push_first(state, QUEUE, row)
+            _note_deadline(state, row)
             state.engine.waiting += 1
             state.engine.head_tried = 0
         row = before
@@ -237,12 +252,18 @@ def _leave_aside(state, row):
 
 @subkernel
 def _set_aside_deadline(state):
+    state.engine.aside_deadline_s = _first_deadline_s(state, ASIDE)
+
+
+@subkernel
+def _first_deadline_s(state, where):
+    """When the first request of a list gives up, inf if it is empty."""
     first_s = math.inf
-    row = state.ends[ASIDE, 0]
+    row = state.ends[where, 0]
     while row != NONE:
         first_s = min(first_s, _deadline_s(state, row))
         row = state.requests[row].next
-    state.engine.aside_deadline_s = first_s
+    return first_s
 
 
 @subkernel
@@ -269,9 +290,25 @@ def reject_late_head(state):
 
 
 @subkernel
+def reject_late_waiting(state):
+    """Give up all whose deadline has passed: where the order changes, who is late need not come to the queue's head."""
+    engine = state.engine
+    while engine.now_s >= engine.queue_deadline_s:  # once more for those whom a rejection has released too late
+        row = state.ends[QUEUE, 0]
+        while row != NONE:
+            after = state.requests[row].next
+            if engine.now_s >= _deadline_s(state, row):
+                leave_queue(state, row)
+                reject(state, row, DEADLINE, engine.now_s)
+            row = after
+        engine.queue_deadline_s = _first_deadline_s(state, QUEUE)
+
+
+@subkernel
 def reject(state, row, reason, at_s):
-    """Give a request up that holds no memory and is in no list."""
+    """Give a request up that holds no memory on the GPU and is in no list."""
     request = state.requests[row]
+    drop_copy(state, row)
     request.status = REJECTED
     request.reject_reason = reason
     request.ended_s = at_s

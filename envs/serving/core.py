@@ -8,11 +8,13 @@ import math
 import numpy as np
 
 from hbmgym.controllers.base import TELEMETRY, Setup
-from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.config import GIB, ServingConfig
 from hbmgym.envs.serving.cost_model import COST, cold_prefill_s, make_cost, tpot_reference_s
 from hbmgym.envs.serving.engine import LOG_FULL, ask_for_split, run
 from hbmgym.envs.serving.gpus import find_gpu
-from hbmgym.envs.serving.shortage import SHORTAGE_RULES
+from hbmgym.envs.serving.queueing import ADMISSION_RULES
+from hbmgym.envs.serving.retention import INTERVAL, Retention
+from hbmgym.envs.serving.shortage import ONE_BUFFER, PRICED, SHORTAGE_RULES
 from hbmgym.envs.serving.state import (
     ACTION_NAMES,
     DECODING,
@@ -20,9 +22,14 @@ from hbmgym.envs.serving.state import (
     FINISHED,
     FUTURE,
     HELD,
+    LPM,
+    OVERLAPPED,
+    PINS,
     PREFILLING,
     REJECTED,
     RELEASES,
+    SLO,
+    TRANSFERS,
     WAITING,
     State,
     make_state,
@@ -30,11 +37,12 @@ from hbmgym.envs.serving.state import (
 )
 from hbmgym.envs.serving.telemetry import close_window, make_window
 from hbmgym.envs.traces.episode import Episode
-from hbmgym.memory_backend.eviction import ORDERS
-from hbmgym.memory_backend.geometry import find_model
+from hbmgym.memory_backend.eviction import BY_USE, ORDERS
+from hbmgym.memory_backend.geometry import HybridModel, find_model
 from hbmgym.memory_backend.invariants import require
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.oplog import EVERYTHING, NOTHING
+from hbmgym.memory_backend.padding import padded_pool
 from hbmgym.memory_backend.prefix_cache import NEVER, Memory, check_chunks, check_memory, check_stamps, make_memory
 from hbmgym.memory_backend.resize import RUN_CHUNKS
 from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
@@ -42,11 +50,25 @@ from hbmgym.memory_backend.table import Table
 from hbmgym.memory_backend.vmm import Vmm, open_vmm
 
 LEAST_SLOT_BYTES = 64 * 2**10
-"""A model that keeps no state has slots all the same, which count its running requests and take next to nothing."""
+"""A model that keeps no record has slots all the same, which count its running requests and take next to nothing."""
+
+
+def window_workspace_bytes(model: HybridModel, prefill_budget: int, tensor_parallel: int) -> int:
+    """Bytes for what prompts in flight leave in the layers of a sliding window, in whole chunks; 0 without windows.
+
+    While a prompt is prefilled, those layers hold the chunk in flight beside its slot, the window's tail. All chunks of
+    an iteration together are at most `prefill_budget` tokens, whatever the number of requests, so this is one
+    workspace for the engine, and the same for every controller. vLLM and SGLang have no such reserve: they take the
+    pages of a chunk from the pages of the window, and free those behind the window afterwards, so that a request holds
+    window + chunk at most. Here that memory is set aside also while nothing is prefilled.
+    """
+    workspace = prefill_budget * model.window_token_bytes(tensor_parallel)
+    return -(-workspace // CHUNK_BYTES) * CHUNK_BYTES
 
 
 def make_layout(config: ServingConfig) -> Layout:
-    """Chunks, blocks and splits of a configuration; ValueError when weights and budget do not fit the GPU."""
+    """Chunks, blocks and splits of a configuration; ValueError when weights and budget do not fit the GPU, or the
+    budget does not hold a window's workspace and the least split."""
     model, gpu = find_model(config.model), find_gpu(config.gpu)
     parallel = config.tensor_parallel
     model.require_shares(parallel)
@@ -57,15 +79,31 @@ def make_layout(config: ServingConfig) -> Layout:
             f"exceeds the {gpu.memory_bytes / 1e9:.0f} GB of {gpu.slug}: lower hbm_gib or choose another GPU, or "
             "raise tensor_parallel"
         )
+    workspace = window_workspace_bytes(model, config.prefill_budget, parallel)
+    if workspace and workspace >= config.budget_bytes:
+        raise ValueError(
+            f"hbm_gib is {config.hbm_gib:g}, but {model.slug} needs {workspace / GIB:.2f} GiB for the "
+            f"{config.prefill_budget} prompt tokens in flight in its sliding windows: raise hbm_gib or lower "
+            "prefill_budget"
+        )
     pages_per_prefill = -(-config.prefill_budget // config.page_tokens)
-    return Layout(
-        budget_bytes=config.budget_bytes,
-        chunk_bytes=CHUNK_BYTES,
-        page_bytes=model.page_bytes(config.kv_dtype, config.page_tokens, parallel),
-        slot_bytes=max(model.slot_bytes(config.state_dtype, parallel), LEAST_SLOT_BYTES),
-        min_slots=config.slots_per_request,
-        min_pages=pages_per_prefill + 1,
-    )
+    page_bytes = model.page_bytes(config.kv_dtype, config.page_tokens, parallel)
+    slot_bytes = max(model.slot_bytes(config.state_dtype, parallel), LEAST_SLOT_BYTES)
+    if config.policies.layout == "padded":
+        pool = padded_pool(model, config.kv_dtype, config.state_dtype, parallel)
+        page_bytes, slot_bytes = pool.page_bytes, pool.slot_bytes
+    try:
+        return Layout(
+            budget_bytes=config.budget_bytes - workspace,
+            chunk_bytes=CHUNK_BYTES,
+            page_bytes=page_bytes,
+            slot_bytes=slot_bytes,
+            min_slots=config.running_slots,
+            min_pages=pages_per_prefill + 1,
+        )
+    except ValueError as error:
+        more = f", and {workspace} more for the prompts in flight in its sliding windows" if workspace else ""
+        raise ValueError(f"{model.slug}: {error}{more}") from None
 
 
 def cost_of(config: ServingConfig) -> np.record:
@@ -86,18 +124,22 @@ def cost_of(config: ServingConfig) -> np.record:
     )
 
 
-def most_entries(layout: Layout, on_shortage: str) -> int:
+def most_entries(config: ServingConfig, layout: Layout) -> int:
     """No iteration edge writes more entries of the op log."""
+    on_shortage = config.policies.on_shortage
     pages, slots = (layout.budget_bytes // size for size in (layout.page_bytes, layout.slot_bytes))
     # A page is taken at most twice (to grow, by an admission) and evicted as often, released once because another one
     # is resident already, and relocated once by runs, which all go one way: 1 + 1 + 2 entries.
     # A slot is released by a preemption, evicted, taken and filled by an admission, and so again by a snapshot; it gets
     # a decode snapshot, is released at the end, and relocated: 1 + (1 + 3) + (1 + 4) + 3 + 1 + 2 entries.
     entries = 8 * pages + 16 * slots + layout.chunks
+    # What retention saves beside takes a slot, which may be that of a snapshot saved just before, and drops others.
+    prefill_pages = config.prefill_budget // config.page_tokens + slots
+    entries += 6 * Retention.parse(config.policies.retention).most_saved(prefill_pages)
     if on_shortage in ("migrate", "priced"):
         # Once at an edge any block may be evicted and any relocated, and every chunk moved.
         entries += 3 * (pages + slots) + layout.chunks
-    if on_shortage == "float":
+    if on_shortage in ONE_BUFFER:
         # Every slot taken may fetch the chunks of a slot, and pages fetch them back with those that were there. All
         # blocks on a chunk that moves may have to be relocated.
         to_slots = 2 * slots * -(-layout.slot_bytes // layout.chunk_bytes)
@@ -105,6 +147,12 @@ def most_entries(layout: Layout, on_shortage: str) -> int:
         entries += to_slots * (1 + 2 * (layout.chunk_bytes // layout.page_bytes + 1))
         entries += to_pages * (1 + 2 * (layout.chunk_bytes // layout.slot_bytes + 1))
     return entries + 64
+
+
+def _order_of(config: ServingConfig) -> int:
+    """The order of eviction, by value where it has to be known when a block was used last."""
+    policies = config.policies
+    return BY_USE if policies.on_shortage == "float-lru" and policies.eviction == "lru" else ORDERS[policies.eviction]
 
 
 def setup_hash(config: ServingConfig) -> str:
@@ -117,18 +165,26 @@ def setup_hash(config: ServingConfig) -> str:
     settings["engine"] = config.engine.prefill
     for name in ("gpu", "block_copy_s_per_byte"):  # what acts of them, and of the engine beside, is in the cost record
         del settings[name]
-    if not config.long_prefill_tokens:
-        del settings["long_prefill_tokens"]
+    for name in ("long_prefill_tokens", "max_long_prefills", "draft_tokens"):
+        if not settings[name]:
+            del settings[name]
+    if config.policies.layout == "separate":
+        del settings["policies"]["layout"]
+    if config.policies.eviction != "tlru":
+        del settings["tlru_threshold_tokens"], settings["tlru_next_tokens"]
     if config.policies.on_shortage != "migrate":
         del settings["migrate"]
     if config.policies.on_shortage != "priced":
         del settings["priced"]
-    facts = [settings, dataclasses.asdict(make_layout(config)), _numbers(cost_of(config))]
+    constants = list(COST.names or ())
+    if config.policies.pin == "none":
+        del settings["policies"]["pin"], settings["pin_price"]
+    if config.policies.preemption == "recompute":
+        del settings["policies"]["preemption"], settings["host_gib"]
+        constants.remove("host_copy_s_per_byte")
+    cost = cost_of(config)
+    facts = [settings, dataclasses.asdict(make_layout(config)), [cost[name].tolist() for name in constants]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _numbers(cost: np.record) -> list[float | list[float]]:
-    return [cost[name].tolist() for name in COST.names or ()]
 
 
 @kernel
@@ -157,11 +213,11 @@ class Core:
         self.setup = Setup(
             layout=self.layout,
             kv_token_bytes=model.kv_token_bytes(config.kv_dtype, config.tensor_parallel),
-            slots_per_request=config.slots_per_request,
+            slots_per_request=config.running_slots,
             window_s=config.window_s,
             kv_share_bounds=self.layout.share_bounds,
             chunk_move_s=config.chunk_move_s,
-            tpot_slo_s=config.tpot_slo_factor * float(tpot_reference_s(self.cost)),
+            tpot_slo_s=config.tpot_slo_floor_s + config.tpot_slo_factor * float(tpot_reference_s(self.cost)),
         )
         self._backend = backend
         self._check = check
@@ -199,7 +255,7 @@ class Core:
 
     def _make_state(self, slots: int) -> State:
         config, layout, episode = self.config, self.layout, self.episode
-        self._log_margin = most_entries(layout, config.policies.on_shortage)
+        self._log_margin = most_entries(config, layout)
         keeps_log = self._check or (self.vmm is not None and self.vmm.name != "accounting")
         log_capacity = max(self._log_capacity or 2 * self._log_margin, self._log_margin)
         memory = make_memory(
@@ -210,25 +266,34 @@ class Core:
             EVERYTHING if keeps_log else NOTHING,
             run_limit=RUN_CHUNKS,
             pages_grow=True,
-            order=ORDERS[config.policies.eviction],
+            order=_order_of(config),
         )
         self._write_values(memory)
-        state = make_state(memory, episode, self.cost)
+        retention = Retention.parse(config.policies.retention)
+        state = make_state(memory, episode, self.cost, retention)
         engine = state.engine
-        engine.slots_per_request = config.slots_per_request
+        engine.slots_per_request = config.running_slots
         engine.decode_snapshot_tokens = config.decode_snapshot_tokens
+        engine.retention = retention.kind
+        engine.retained = -(-retention.number // config.page_tokens) if retention.kind == INTERVAL else retention.number
         engine.max_pages = layout.pages(layout.slots(self._share_bounds[1]))
         engine.max_preemptions = config.max_preemptions
+        engine.pins_sessions, engine.pin_price = int(config.policies.pin == "ttl"), config.pin_price
+        engine.host_limit = int(config.host_gib * GIB) if config.policies.preemption == "offload" else 0
         engine.on_shortage = SHORTAGE_RULES[config.policies.on_shortage]
         engine.migration_low, engine.migration_high = config.migrate.low, config.migrate.high
         engine.migration_chunks, engine.migration_interval = config.migrate.chunks, config.migrate.interval_ops
         engine.horizon_s, engine.max_deferrals = config.priced.horizon_s, config.priced.max_deferrals
         engine.deferral_weight = config.priced.deferral_weight
+        engine.admission = ADMISSION_RULES[config.policies.admission]
+        engine.reorders = int(engine.admission in (LPM, SLO) or config.max_long_prefills > 0)
+        engine.arrivals_matter = int(engine.reorders != 0 or engine.on_shortage == PRICED)
+        engine.max_long_prefills = config.max_long_prefills
         engine.request_budget = config.long_prefill_tokens or config.prefill_budget
         engine.exclusive = int(config.engine.prefill == "exclusive")
         engine.receive_interval = config.receive_interval
-        engine.stall = int(config.transfers == "stall")
-        engine.worker_chunk_s = 0.0 if engine.stall else config.chunk_move_s
+        engine.transfers = TRANSFERS[config.transfers]
+        engine.worker_chunk_s = config.chunk_move_s if engine.transfers == OVERLAPPED else 0.0
         engine.deadline_slos = config.deadline_slos
         engine.epoch_s = config.eviction_epoch_s
         engine.epoch_end_s = NEVER if config.policies.eviction == "lru" else config.eviction_epoch_s
@@ -236,13 +301,16 @@ class Core:
         return state
 
     def _write_values(self, memory: Memory) -> None:
-        """What recovering a prefix takes: attention for the sake of its pages, all else for that of its state."""
+        """What the orders of eviction go by. Recovering a prefix takes attention for the sake of its pages, and all
+        else for that of its state."""
         cost, page_tokens = self.cost, self.config.page_tokens
         kv, ssm = memory.kv.meta, memory.ssm.meta
         kv.own_s_per_page2 = cost.attention_s_per_pair * page_tokens**2 / 2
         kv.state_s_per_page = page_tokens * cost.prefill_s_per_token
         ssm.own_s_per_page = kv.state_s_per_page
         kv.flop_weight = ssm.flop_weight = self.config.flop_weight
+        kv.page_tokens = ssm.page_tokens = page_tokens
+        kv.spare_tokens = ssm.spare_tokens = self.config.tlru_threshold_tokens - self.config.tlru_next_tokens
 
     def _write_constants(self) -> None:
         telemetry, setup = self.telemetry, self.setup
@@ -255,9 +323,9 @@ class Core:
     def request_split(self, kv_share: float) -> None:
         """Ask for the realisable split nearest to `kv_share`; replaces a request that is still under way.
 
-        In one buffer (on_shortage=float) there is no split to ask for, and nothing happens.
+        In one pool (on_shortage=float, float-lru) there is no split to ask for, and nothing happens.
         """
-        if self.config.policies.on_shortage == "float":
+        if self.config.policies.on_shortage in ONE_BUFFER:
             return
         low, high = self._share_bounds
         slots = self.layout.slots(min(max(kv_share, low), high))
@@ -381,8 +449,11 @@ class Core:
         running = (engine.prefilling, engine.decoding)
         require(running == (count[PREFILLING], count[DECODING]), "running ones are miscounted")
         require((engine.finished, engine.rejected) == (count[FINISHED], count[REJECTED]), "ended ones are miscounted")
-        slots = (count[PREFILLING] + count[DECODING]) * engine.slots_per_request
-        require(self._state.memory.ssm.meta.live == slots, "live slots are not those of the running requests")
+        slots = (count[PREFILLING] + count[DECODING]) * engine.slots_per_request + self._state.heap_sizes[PINS]
+        require(self._state.memory.ssm.meta.live == slots, "live slots are not those of running requests and of pins")
+        pages = -(-requests["offloaded"].astype(np.int64) // engine.page_tokens) * self.layout.page_bytes
+        on_host = (pages + self.layout.slot_bytes)[requests["offloaded"] > 0].sum()
+        require(engine.host_bytes == on_host <= engine.host_limit, "host memory is miscounted")
 
     def close(self) -> None:
         """Give the backend's memory back; idempotent."""

@@ -48,14 +48,15 @@ COST_TABLE: tuple[tuple[str, Any, str], ...] = (
     ("token_base_s", ("f8", SEGMENTS), "W in segment j, of up to 2^j tokens, is base + tokens x slope"),
     ("token_slope_s", ("f8", SEGMENTS), "see token_base_s"),
     ("kv_s_per_ctx_token", "f8", "reading the KV of one token"),
-    ("state_s_per_seq", "f8", "reading and writing one recurrent state, and reading the windows"),
+    ("state_s_per_seq", "f8", "reading and writing one recurrent state, and reading one window tail"),
     ("sequence_s", "f8", "every decoding request: t_seq"),
     ("attention_s_per_pair", "f8", "one prefill token attending to one token: kp a"),
     ("scan_s_per_token", "f8", "prefill recurrence of one token: kp r"),
     ("scan_floor_s", "f8", "the least that prefill recurrence takes: kp r0"),
     ("prefill_s_per_token", "f8", "one more token in a full chunk, attention aside: kp (dW/dT + r)"),
-    ("slot_copy_s", "f8", "copying one slot inside HBM: 2 slot / (e_s BW)"),
+    ("slot_copy_s", "f8", "copying what is recurrent of a slot inside HBM: 2 bytes / (e_s BW)"),
     ("block_copy_s_per_byte", "f8", "copying any block inside HBM: 2 / (e_s BW)"),
+    ("host_copy_s_per_byte", "f8", "copying between HBM and host memory: 1 / pcie, as stated by the vendor"),
     ("chunk_move_s", "f8", "moving one chunk from pool to pool"),
     ("prefill_budget", "i8", "most prompt tokens of one iteration"),
     ("page_tokens", "i8", "tokens of one page"),
@@ -115,7 +116,9 @@ def make_cost(
     if block_copy_s_per_byte is None:
         block_copy_s_per_byte = 2 / (gpu.state_e_bw * gpu.bandwidth)
     cost.block_copy_s_per_byte = block_copy_s_per_byte
-    cost.slot_copy_s = block_copy_s_per_byte * model.slot_bytes(state_dtype, tensor_parallel)
+    # A window tail is shared page by page in real engines: resuming from it, or keeping it, copies nothing.
+    cost.slot_copy_s = block_copy_s_per_byte * model.recurrent_bytes(state_dtype, tensor_parallel)
+    cost.host_copy_s_per_byte = 1 / gpu.pcie
     cost.chunk_move_s = chunk_move_s
     cost.prefill_budget = prefill_budget
     cost.page_tokens = page_tokens
@@ -236,5 +239,5 @@ def cold_prefill_s(cost, tokens):
 
 @kernel
 def tpot_reference_s(cost):
-    """Seconds of a decode iteration at batch 16 and 8k context each; the TPOT SLO is a multiple of it."""
+    """Seconds of a decode iteration at batch 16 and 8k context each, which the TPOT SLO refers to."""
     return iteration_s(cost, REFERENCE_BATCH, REFERENCE_BATCH * REFERENCE_CONTEXT, 0, 0.0)

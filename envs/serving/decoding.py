@@ -2,15 +2,21 @@
 
 from hbmgym.envs.serving.admission import grow
 from hbmgym.envs.serving.arrival import book_miss, enqueue_first, reject, release_followers, ttft_over_slo
+from hbmgym.envs.serving.forecast import note_length
+from hbmgym.envs.serving.offload import copy_out
 from hbmgym.envs.serving.order import add_event, is_older, leave_heap, push_last, remove
+from hbmgym.envs.serving.pins import bound_pins, end_turn, pin_gives_way
+from hbmgym.envs.serving.retention import drop_superseded
 from hbmgym.envs.serving.shortage import MIGRATE, answer_shortage, fetch_room, page_needs_an_edge
-from hbmgym.envs.serving.snapshots import pop_private_page, publish_computed
+from hbmgym.envs.serving.snapshots import boundary_depth, pop_private_page, publish_computed
 from hbmgym.envs.serving.state import (
     DECODE_EVENTS,
     DECODING,
     DOES_NOT_FIT,
     FINISHED,
     GROWTH,
+    PAST_FUTURE,
+    PINS,
     PREFILL,
     WORST_RATIO,
 )
@@ -108,6 +114,7 @@ def _give_back(state, row, tokens):
         abandon(memory.kv, pop_private_page(state, request))
     if 0 < request.reserved_depth <= request.published:
         publish_snapshot(memory, request.reserved, state.refs[first + request.reserved_depth - 1])
+        drop_superseded(state, row, request.reserved_depth, boundary_depth(state, row))
     elif request.reserved_depth > 0:
         abandon(memory.ssm, request.reserved)
     elif request.reserved != NONE:
@@ -125,6 +132,8 @@ def _give_back(state, row, tokens):
     request.reserved = NONE
     request.reserved_depth = 0
     state.engine.head_tried = 0
+    if state.heap_sizes[PINS] > 0:
+        bound_pins(state)
     go_on_shrinking(memory, state.engine.now_s, state.engine.worker_chunk_s)
 
 
@@ -134,10 +143,15 @@ def finish(state, row):
     engine = state.engine
     request = state.requests[row]
     trace = state.rows[row]
-    _give_back(state, row, _stop_running(state, row))
+    tokens = _stop_running(state, row)
+    _give_back(state, row, tokens)
+    if engine.pins_sessions != 0:
+        end_turn(state, row, tokens)
     request.status = FINISHED
     request.ended_s = engine.now_s
     engine.finished += 1
+    if engine.admission == PAST_FUTURE:
+        note_length(state, trace.output_tokens)
     met_tpot = True
     if trace.output_tokens > 1:
         tpot_s = (engine.now_s - request.first_token_s) / (trace.output_tokens - 1)
@@ -184,6 +198,9 @@ def _extend(state, row, at_edge):
         return False
     kv = state.memory.kv.meta
     taken = grow(state, row, kv.capacity)
+    while not taken and at_edge and pin_gives_way(state):
+        fetch_room(state, 0, 1)
+        taken = grow(state, row, kv.capacity)
     if not taken and at_edge and answer_shortage(state, KV, 0, 1, state.requests[row].pages + 1):
         taken = grow(state, row, kv.capacity)
     if taken and state.engine.on_shortage == MIGRATE:
@@ -194,17 +211,8 @@ def _extend(state, row, at_edge):
 @subkernel
 def _make_room(state, needy):
     """Preempt the youngest running request that may be; failing that, give the needy one up."""
-    oldest, youngest = needy, NONE
-    for where in range(PREFILL, len(state.ends)):
-        row = state.ends[where, 0]
-        while row != NONE:
-            if is_older(state, row, oldest):
-                oldest = row
-            may_go = state.requests[row].preemptions < state.engine.max_preemptions
-            if may_go and (youngest == NONE or is_older(state, youngest, row)):
-                youngest = row
-            row = state.requests[row].next
-    if youngest != NONE and youngest != oldest:
+    youngest = _youngest_that_may_go(state)
+    if youngest != NONE:
         _preempt(state, youngest)
     else:
         _give_back(state, needy, _stop_running(state, needy))
@@ -212,10 +220,42 @@ def _make_room(state, needy):
 
 
 @subkernel
+def preempt_for_split(state):
+    """Preempt, the youngest first, until what is live fits the split that was asked for, or nobody may go any more."""
+    bound_pins(state)
+    kv, ssm = state.memory.kv.meta, state.memory.ssm.meta
+    while kv.live > kv.limit or ssm.live > ssm.limit:
+        youngest = _youngest_that_may_go(state)
+        if youngest == NONE:
+            return
+        _preempt(state, youngest)
+
+
+@subkernel
+def _youngest_that_may_go(state):
+    """The youngest running request that may be preempted, which the oldest never may; NONE: there is none."""
+    oldest, youngest = NONE, NONE
+    for where in range(PREFILL, len(state.ends)):
+        row = state.ends[where, 0]
+        while row != NONE:
+            if oldest == NONE or is_older(state, row, oldest):
+                oldest = row
+            may_go = state.requests[row].preemptions < state.engine.max_preemptions
+            if may_go and (youngest == NONE or is_older(state, youngest, row)):
+                youngest = row
+            row = state.requests[row].next
+    return NONE if youngest == oldest else youngest
+
+
+@subkernel
 def _preempt(state, row):
-    """Throw a running request back to the head of the queue; what it published stays cached."""
+    """Throw a running request back to the head of the queue; what it published stays cached, and where there is host
+    memory for preempted requests, a copy of all goes there."""
     request = state.requests[row]
-    _give_back(state, row, _stop_running(state, row))
+    tokens = _stop_running(state, row)
+    if state.engine.host_limit > 0:
+        copy_out(state, row, tokens)
+    _give_back(state, row, tokens)
     request.goal = state.rows[row].input_tokens + request.generated
     request.computed = 0
     request.preemptions += 1

@@ -14,20 +14,30 @@ from hbmgym.envs.serving.arrival import (
     pull_arrivals,
     reject_late_aside,
     reject_late_head,
+    reject_late_waiting,
     set_large_head_aside,
     take_back_those_aside,
 )
 from hbmgym.envs.serving.cost_model import decode_iterations_until, decode_span_s, iteration_s
-from hbmgym.envs.serving.decoding import finish, generated_by, grow_decoding, schedule_decode_event, start_decoding
+from hbmgym.envs.serving.decoding import (
+    finish,
+    generated_by,
+    grow_decoding,
+    preempt_for_split,
+    schedule_decode_event,
+    start_decoding,
+)
 from hbmgym.envs.serving.order import leave_heap, next_event, remove
-from hbmgym.envs.serving.shortage import PRICED, split_is_under_way
+from hbmgym.envs.serving.pins import bound_pins, end_due_pins, pins_are_in_the_way
+from hbmgym.envs.serving.queueing import bring_next_first
+from hbmgym.envs.serving.shortage import split_is_under_way
 from hbmgym.envs.serving.snapshots import (
     next_prefill_stop,
     publish_computed,
     save_decode_snapshot,
     save_prefill_snapshots,
 )
-from hbmgym.envs.serving.state import DECODE_EVENTS, PREFILL, WORST_RATIO, state_at
+from hbmgym.envs.serving.state import DECODE_EVENTS, OVERLAPPED, PINS, PREFILL, SUSPEND, WORST_RATIO, state_at
 from hbmgym.memory_backend.eviction import turn_epoch
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, NOTHING, SSM
@@ -48,16 +58,24 @@ def run(table, until_s, log_margin):
         if log.head.level != NOTHING and log.head.count + log_margin > len(log.ops):
             return LOG_FULL
         pull_arrivals(state)
+        if engine.transfers == SUSPEND:
+            preempt_for_split(state)
         while state.memory.split.tick_s <= engine.now_s:
             _let_chunks_arrive(state)
         while engine.epoch_end_s <= engine.now_s:
             _turn_epoch(state)
+        if engine.pin_ends_s <= engine.now_s:
+            end_due_pins(state)
         if engine.now_s >= until_s:
             return REACHED
         engine.preempted_now = 0
-        engine.migrated_now = 0
+        engine.migrated_now = engine.refused_now = 0
         reject_late_aside(state)
         grow_decoding(state, engine.iterations, True)
+        if state.heap_sizes[PINS] > 0:
+            bound_pins(state)
+        if engine.reorders != 0:
+            _look_at_order(state)
         _plan_prefill(state)
         if engine.chunk_tokens > 0:
             _iterate(state)
@@ -76,6 +94,7 @@ def ask_for_split(table, slots, ssm_chunks):
 @subkernel
 def _ask(state, slots, ssm_chunks):
     request_split(state.memory, slots, ssm_chunks, state.engine.now_s, state.engine.worker_chunk_s)
+    bound_pins(state)
     _limits_may_have_grown(state)  # at once, where the request takes back a shrink
 
 
@@ -90,7 +109,7 @@ def _limits_may_have_grown(state):
 def _let_chunks_arrive(state):
     engine = state.engine
     cost = state.cost
-    if engine.stall == 0:
+    if engine.transfers == OVERLAPPED:
         run_arrives(state.memory, engine.worker_chunk_s, cost.block_copy_s_per_byte)
     else:  # the run waits for nothing, but the next iteration waits for the run
         chunks, copied = run_arrives(state.memory, engine.worker_chunk_s, 0.0)
@@ -106,8 +125,16 @@ def _turn_epoch(state):
 
 
 @subkernel
+def _look_at_order(state):
+    """Who is late leaves wherever it stands in the queue, and where the order has changed by itself it is made anew."""
+    reject_late_waiting(state)
+    if state.engine.reorder_s <= state.engine.now_s:
+        state.engine.head_tried = 0
+
+
+@subkernel
 def _plan_prefill(state):
-    """Share the prefill budget, first come first served; what is left over admits from the queue."""
+    """Share the prefill budget among those admitted, in that order; what is left over admits from the queue."""
     engine = state.engine
     engine.chunk_tokens = 0
     engine.chunk_attention = 0.0
@@ -119,11 +146,14 @@ def _plan_prefill(state):
     if engine.preempted_now != 0 and engine.decoding + engine.prefilling > 0:
         return
     while engine.waiting > 0 and engine.chunk_tokens < state.cost.prefill_budget:
+        if engine.reorders != 0 and engine.head_tried == 0 and not bring_next_first(state):
+            engine.head_tried, engine.blocked_on = 1, NONE  # until one of the long prompts is through
+            return
         if reject_late_head(state) or set_large_head_aside(state):
             continue
         if engine.head_tried != 0 or not try_admit_head(state):
-            # Where this edge has migrated already, the next one may do so for the head.
-            engine.head_tried = 1 - engine.migrated_now
+            # Where this edge has migrated already, the next one may do so for the head; a forecast changes by itself.
+            engine.head_tried = int(engine.migrated_now == 0 and engine.refused_now == 0)
             return
         _plan_chunk(state, state.ends[PREFILL, 1])
 
@@ -241,16 +271,20 @@ def _handle_decode_events(state):
 def _next_change_s(state, until_s):
     """The next time at which something happens other than decoding and the receipt of a row."""
     engine = state.engine
-    change_s = min(until_s, state.memory.split.tick_s, engine.epoch_end_s, engine.aside_deadline_s)
-    return min(change_s, head_deadline_s(state)) if engine.waiting > 0 else change_s
+    change_s = min(until_s, state.memory.split.tick_s, engine.epoch_end_s, engine.aside_deadline_s, engine.pin_ends_s)
+    if engine.waiting == 0:
+        return change_s
+    if engine.reorders == 0:
+        return min(change_s, head_deadline_s(state))
+    return min(change_s, engine.queue_deadline_s, engine.reorder_s)
 
 
 @subkernel
 def _next_receipt_s(state):
     """When the next row comes that may change something: a blocked head waits for memory, and nothing behind it does
-    before that, but to make it dearer to defer."""
+    before that, but where it can go first, or makes it dearer to defer the head."""
     engine = state.engine
-    return math.inf if engine.waiting > 0 and engine.on_shortage != PRICED else engine.next_receipt_s
+    return math.inf if engine.waiting > 0 and engine.arrivals_matter == 0 else engine.next_receipt_s
 
 
 @subkernel
@@ -288,7 +322,8 @@ def _decode_span(state, until_s):
     if _head_is_to_be_tried(engine):
         count = 1
     for k in range(1, count):
-        if not grow_decoding(state, engine.iterations + k, False) or _head_is_to_be_tried(engine):
+        has_grown = grow_decoding(state, engine.iterations + k, False)
+        if not has_grown or _head_is_to_be_tried(engine) or pins_are_in_the_way(state):
             count = k
             break
     _advance(state, engine.debt_s + decode_span_s(state.cost, engine.decoding, engine.context_tokens, count), True)

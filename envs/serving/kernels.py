@@ -51,8 +51,10 @@ class Shard:
         kernels take at least."""
         model = self.model
         attention = self._mixer_s(tokens, model.attention_in, model.attention_out) + self.kernels.attention_t0_s
+        window = self._mixer_s(tokens, *model.window_projections) + self.kernels.attention_t0_s
         recurrence = self._mixer_s(tokens, model.recurrent_in, model.recurrent_out) + self.gpu.state_t0_s
-        seconds = (model.attention_layers + model.window_layers) * attention + model.recurrent_layers * recurrence
+        seconds = model.attention_layers * attention + model.window_layers * window
+        seconds += model.recurrent_layers * recurrence
         seconds += model.dense_layers * self._mlp_s(tokens, model.dense_width)
         if model.moe_layers:
             seconds += model.moe_layers * self._moe_s(tokens)
@@ -106,22 +108,24 @@ class Shard:
     @property
     def kv_s_per_token(self) -> float:
         """Reading one token's KV in all layers that attend to the whole context."""
-        return self.model.kv_token_bytes(self.kv_dtype, self.tensor_parallel) / self._kv_bandwidth
+        kv_bytes = self.model.kv_read_bytes(self.kv_dtype, self.tensor_parallel)
+        share = self._attention_share(self.kernels.attention_e_bw, self.kv_dtype, self.model.head_dim)
+        return kv_bytes / (share * self.gpu.bandwidth)
 
     @property
     def state_s(self) -> float:
         """Reading and writing one sequence's recurrent states, and reading its windows, in all layers."""
         model, parallel = self.model, self.tensor_parallel
         state = 2 * model.state_bytes(self.state_dtype) / parallel / (self.gpu.state_e_bw * self.gpu.bandwidth)
-        window_bandwidth = self._attention_share(self.kernels.attention_e_bw, "bf16") * self.gpu.bandwidth
-        return state + model.window_bytes(parallel) / window_bandwidth
+        share = self._attention_share(self.kernels.attention_e_bw, "bf16", model.window_heads[2])
+        return state + model.window_read_bytes(parallel) / (share * self.gpu.bandwidth)
 
     @property
     def attention_s_per_pair(self) -> float:
         """One token of a prompt attending to one before it, in all layers that attend to the whole context."""
         model = self.model
         flops = model.attention_layers * 4 * model.q_heads * model.head_dim / self.tensor_parallel
-        return flops / self._attention_flops
+        return flops / self._attention_flops(model.head_dim)
 
     @property
     def scan_s_per_token(self) -> float:
@@ -129,25 +133,22 @@ class Shard:
         model, parallel, kernels = self.model, self.tensor_parallel, self.kernels
         heads = model.state_elements / REFERENCE_HEAD / parallel
         channels = (model.conv_shape or (0, 0))[0] / parallel
-        scan = kernels.scan_token_s + kernels.scan_token_head_s * heads + self.gpu.convolution_s * channels
-        window_flops = model.window_layers * model.window_tokens * 4 * model.q_heads * model.head_dim / parallel
-        return model.recurrent_layers * scan + window_flops / self._attention_flops
+        scan = kernels.scan_token_s + kernels.scan_token_head_s * heads if heads else 0.0
+        scan += self.gpu.convolution_s * channels
+        _, q_heads, head_dim = model.window_heads
+        window_flops = model.window_layers * model.window_tokens * 4 * q_heads * head_dim / parallel
+        return model.recurrent_layers * scan + window_flops / self._attention_flops(head_dim)
 
     @property
     def scan_floor_s(self) -> float:
-        """What the prefill recurrence takes at least, all layers."""
-        return self.model.recurrent_layers * self.kernels.scan_t0_s
+        """What the prefill recurrence takes at least, all layers; a convolution alone is no recurrence."""
+        return self.model.recurrent_layers * self.kernels.scan_t0_s if self.model.state_elements else 0.0
 
-    @property
-    def _kv_bandwidth(self) -> float:
-        return self._attention_share(self.kernels.attention_e_bw, self.kv_dtype) * self.gpu.bandwidth
+    def _attention_flops(self, head_dim: int) -> float:
+        return self._attention_share(self.kernels.attention_e_f, self.kv_dtype, head_dim) * self.gpu.flops
 
-    @property
-    def _attention_flops(self) -> float:
-        return self._attention_share(self.kernels.attention_e_f, self.kv_dtype) * self.gpu.flops
-
-    def _attention_share(self, shares: Mapping[str, tuple[float, ...]], kv_dtype: str) -> float:
-        near = min(range(len(HEAD_DIMS)), key=lambda i: abs(HEAD_DIMS[i] - self.model.head_dim))
+    def _attention_share(self, shares: Mapping[str, tuple[float, ...]], kv_dtype: str, head_dim: int) -> float:
+        near = min(range(len(HEAD_DIMS)), key=lambda i: abs(HEAD_DIMS[i] - head_dim))
         return shares["fp8" if kv_dtype == "fp8" else "bf16"][near]
 
 

@@ -10,8 +10,10 @@ Four sizes more and four sizes less per pool, each with the other pool as it is 
   left is the deepest snapshot that it would.
 
 Both replay nothing: they assume that the smaller or larger pool had seen the same uses, as a stack algorithm (Mattson
-et al., 1970) does under lru. lpb and flop_aware are none; there the same is reckoned from what was lost last and used
-last, so that it says less about what other sizes would have been worth.
+et al., 1970) does under lru. lpb, flop_aware and tlru are none; there the same is reckoned from what was lost last and
+used last, so that it says less about what other sizes would have been worth. Nor is lru one where retention drops
+snapshots: what a slightly smaller SSM pool would cost is then reckoned too small, since the room that they left behind
+was not there before.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 import math
 
-from hbmgym.envs.serving.state import DECODE_EVENTS, RELEASES
+from hbmgym.envs.serving.state import DECODE_EVENTS, PINS, RELEASES
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.pools import NONE
 
@@ -56,9 +56,12 @@ def is_older(state, row, other):
 
 @subkernel
 def _comes_before(state, heap, row, other):
+    if heap == DECODE_EVENTS:
+        return state.requests[row].event_key < state.requests[other].event_key
     if heap == RELEASES:
         return is_older(state, row, other)
-    return state.requests[row].event_key < state.requests[other].event_key
+    end_s, other_s = state.requests[row].pin_ends_s, state.requests[other].pin_ends_s
+    return end_s < other_s or (end_s == other_s and row < other)
 
 
 @subkernel
@@ -135,3 +138,9 @@ def next_event(state):
 def next_release_s(state):
     """When the next row arrives of those whose needs have ended, inf if there is none."""
     return state.requests[state.heaps[RELEASES, 0]].arrival_s if state.heap_sizes[RELEASES] > 0 else math.inf
+
+
+@subkernel
+def next_pin_end_s(state):
+    """When the next of the pins ends, inf if there is none."""
+    return state.requests[state.heaps[PINS, 0]].pin_ends_s if state.heap_sizes[PINS] > 0 else math.inf

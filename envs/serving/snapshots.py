@@ -1,9 +1,16 @@
 """What of a running request becomes matchable: pages, and snapshots at page boundaries (rules 3, 6)."""
 
+from hbmgym.envs.serving.retention import (
+    INTERVAL,
+    OPTIMAL,
+    drop_superseded,
+    next_interval_depth,
+    next_planned_depth,
+)
 from hbmgym.envs.serving.shortage import fetch_room
 from hbmgym.memory_backend.jit import subkernel
-from hbmgym.memory_backend.pools import NONE, copy, stamp, touch
-from hbmgym.memory_backend.prefix_cache import publish_page, save_snapshot
+from hbmgym.memory_backend.pools import NONE, copy, stamp
+from hbmgym.memory_backend.prefix_cache import publish_page, refresh_snapshot, save_snapshot
 
 
 @subkernel
@@ -34,46 +41,56 @@ def next_prefill_stop(state, row):
     request = state.requests[row]
     if state.cost.snapshots_end_chunks == 0:
         return request.goal
-    branch = request.branch_depth * state.engine.page_tokens
-    boundary = _last_depth(state, row) * state.engine.page_tokens
-    if branch > request.computed:
-        return branch
-    return boundary if boundary > request.computed else request.goal
+    depth = _next_saved_depth(state, row, request.computed // state.engine.page_tokens)
+    return depth * state.engine.page_tokens if depth > 0 else request.goal
 
 
 @subkernel
-def _last_depth(state, row):
+def boundary_depth(state, row):
     """Pages of the prompt's last boundary that can be matched: one without an id never could."""
     return min(state.requests[row].goal // state.engine.page_tokens, state.rows[row].known_ids)
 
 
 @subkernel
-def save_prefill_snapshots(state, row, before):
-    """After a chunk from `before` tokens on: save the states at the branch point and at the prompt's last page
-    boundary, as far as the chunk has passed them."""
-    request = state.requests[row]
-    branch, last = request.branch_depth, _last_depth(state, row)
-    if _has_passed(state, request, branch, before):
-        _save_prefill_snapshot(state, row, branch)
-    if last != branch and _has_passed(state, request, last, before):
-        _save_prefill_snapshot(state, row, last)
+def _next_saved_depth(state, row, depth):
+    """Pages, more than `depth`, after which the next state of the prompt is saved: the branch point, the last boundary,
+    and what retention asks for; 0: none is."""
+    engine = state.engine
+    saved = boundary_depth(state, row)
+    if saved <= depth:
+        return 0
+    branch = state.requests[row].branch_depth
+    if branch > depth:
+        saved = min(saved, branch)
+    if engine.retention == INTERVAL:
+        saved = min(saved, next_interval_depth(engine, depth))
+    elif engine.retention == OPTIMAL:
+        planned = next_planned_depth(state, row, depth)
+        if planned > 0:
+            saved = min(saved, planned)
+    return saved
 
 
 @subkernel
-def _has_passed(state, request, depth, before):
-    stop = depth * state.engine.page_tokens
-    return before < stop <= request.computed
+def save_prefill_snapshots(state, row, before):
+    """After a chunk from `before` tokens on: save the states that it has passed."""
+    page_tokens = state.engine.page_tokens
+    depth = _next_saved_depth(state, row, before // page_tokens)
+    while depth > 0 and depth * page_tokens <= state.requests[row].computed:
+        _save_prefill_snapshot(state, row, depth)
+        depth = _next_saved_depth(state, row, depth)
 
 
 @subkernel
 def _save_prefill_snapshot(state, row, depth):
-    """Save the state after `depth` pages of the prompt in a free or evictable slot, else in the reserved one."""
+    """Save the record after `depth` pages of the prompt in a free or evictable slot, else in the reserved one."""
     engine = state.engine
     request = state.requests[row]
     page_id = state.refs[state.rows[row].ref_off + depth - 1]
     present = state.memory.ids[page_id].snapshot
     if present != NONE:
-        touch(state.memory.ssm, present)
+        refresh_snapshot(state.memory, present)
+        drop_superseded(state, row, depth, boundary_depth(state, row))
         return
     fetch_room(state, 1, 0)
     if not save_snapshot(state.memory, request.working, page_id):
@@ -83,6 +100,7 @@ def _save_prefill_snapshot(state, row, depth):
         _save_in_reserved(state, request, depth)
     else:
         engine.allocations += 1
+        drop_superseded(state, row, depth, boundary_depth(state, row))
     engine.saved_snapshots += 1
     engine.debt_s += state.cost.slot_copy_s
 

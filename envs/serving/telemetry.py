@@ -8,9 +8,9 @@ import numpy as np
 from hbmgym.envs.serving.arrival import book_miss, most_pages_needed
 from hbmgym.envs.serving.marginal import MARGINAL_COUNT, STEP_COUNT
 from hbmgym.envs.serving.shortage import slots_within_reach
-from hbmgym.envs.serving.state import ASIDE, PREFILL, QUEUE, WORST_RATIO, state_at
+from hbmgym.envs.serving.state import ASIDE, PINS, PREFILL, QUEUE, WORST_RATIO, state_at
 from hbmgym.memory_backend.jit import kernel, subkernel
-from hbmgym.memory_backend.pools import NONE, free_blocks
+from hbmgym.memory_backend.pools import NONE, blocks_kept_only, free_blocks
 
 FAST_S, SLOW_S = 10.0, 100.0
 
@@ -147,12 +147,15 @@ def _look_at_pools(state, telemetry):
     memory = state.memory
     kv, ssm = memory.kv.meta, memory.ssm.meta
     telemetry.kv_capacity = kv.capacity
-    telemetry.kv_live = kv.live
-    telemetry.kv_cached = kv.cached
+    kv_kept, ssm_kept = 0, state.heap_sizes[PINS]
+    if ssm_kept > 0:
+        kv_kept = blocks_kept_only(memory.kv)
+    telemetry.kv_live = kv.live - kv_kept
+    telemetry.kv_cached = kv.cached + kv_kept
     telemetry.kv_free = free_blocks(memory.kv)
     telemetry.ssm_capacity = ssm.capacity
-    telemetry.ssm_live = ssm.live
-    telemetry.ssm_cached = ssm.cached
+    telemetry.ssm_live = ssm.live - ssm_kept
+    telemetry.ssm_cached = ssm.cached + ssm_kept
     telemetry.ssm_free = free_blocks(memory.ssm)
     telemetry.kv_share_effective = kv.chunks / memory.split.chunks
     telemetry.kv_share_requested = kv.target_chunks / memory.split.chunks

@@ -6,6 +6,7 @@ python -m hbmgym.envs.traces merge PATH PATH ... --out OUT.npz
 python -m hbmgym.envs.traces concatenate PATH PATH ... --out OUT.npz
 python -m hbmgym.envs.traces scale PATH --load LOAD --out OUT.npz
 python -m hbmgym.envs.traces thin PATH --keep SHARE [--seed SEED] --out OUT.npz
+python -m hbmgym.envs.traces cut PATH --from-s SECONDS --to-s SECONDS --out OUT.npz
 """
 
 import sys
@@ -15,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from hbmgym.cli import command, fail, option, parse_options, user_errors, words
-from hbmgym.envs.traces.combine import concatenate, merge, scale, thin
+from hbmgym.envs.traces.combine import concatenate, cut, merge, scale, thin
 from hbmgym.envs.traces.formats.compact import compact_bytes
 from hbmgym.envs.traces.formats.generic_csv import KEYS, parse_columns
 from hbmgym.envs.traces.jitter import SPREAD
@@ -99,6 +100,21 @@ class ThinOptions:
         _check_new(self.out)
 
 
+@dataclass(frozen=True)
+class CutOptions:
+    """Which trace, and which stretch of it."""
+
+    path: tuple[str, ...] = words("trace file", metavar="PATH")
+    from_s: float = option(0.0, "start of the stretch, seconds after the first request")
+    to_s: float = option(float("inf"), "end of the stretch, seconds after the first request")
+    out: str = option("", _OUT, metavar="OUT.npz")
+    spread: bool = option(True, SPREAD)
+
+    def __post_init__(self) -> None:
+        _check_one("cut", self.path)
+        _check_new(self.out)
+
+
 def inspect(arguments: Sequence[str]) -> None:
     """Print what a trace holds."""
     options = parse_options(InspectOptions, "Print, and draw, what a trace holds.", arguments)
@@ -141,6 +157,12 @@ def thin_out(arguments: Sequence[str]) -> None:
     _make(options.out, lambda: thin(_load(options.path[0], options.spread)[1], options.keep, options.seed))
 
 
+def cut_out(arguments: Sequence[str]) -> None:
+    """Write a stretch of a trace."""
+    options = parse_options(CutOptions, _summary(cut), arguments)
+    _make(options.out, lambda: cut(_load(options.path[0], options.spread)[1], options.from_s, options.to_s))
+
+
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "inspect": inspect,
     "convert": convert,
@@ -148,6 +170,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "concatenate": partial(combine, "concatenate"),
     "scale": rescale,
     "thin": thin_out,
+    "cut": cut_out,
 }
 
 

@@ -4,6 +4,8 @@ Fits use only the training parts of the traces that they name (Mooncake, Azure 2
 kv-cache-tester), or published quantiles (ShareGPT).
 """
 
+import dataclasses
+
 from hbmgym.envs.traces.distributions import (
     GeometricTurns,
     LogNormal,
@@ -28,6 +30,7 @@ CHAT = SessionClass(
     gap_s=LogNormal(2.7, 0.8),
     turns=GeometricTurns(4.0, 20),
 )
+EDITED_CHAT = dataclasses.replace(CHAT, name="edited-chat", edited=0.3)  # clients that rewrite their last turn
 BOOK = SessionClass(
     name="document",
     first_prompt=LogNormal(11.0, 0.25, 131072),

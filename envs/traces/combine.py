@@ -1,4 +1,4 @@
-"""Traces made of traces: merge, concatenate, scale, thin. Sessions, their sub-agents and what prompts share stay.
+"""Traces made of traces: merge, concatenate, scale, thin, cut. Sessions, their sub-agents and what prompts share stay.
 
 Arrivals that were rounded to buckets are spread over them first, always alike: between those of another trace, or on
 another clock, nobody could tell any more that they were rounded.
@@ -96,6 +96,22 @@ def thin(trace: Trace, keep: float, seed: int = 0) -> Trace:
     clocked = trace.trace_kind != "session-library"
     columns = _columns(trace) | ({"arrival_s": arrivals_apart(trace)} if clocked else {})
     return _built(with_rows(columns, np.flatnonzero(kept)), trace, span_s=trace.span_s)
+
+
+def cut(trace: Trace, from_s: float, to_s: float) -> Trace:
+    """The rows that arrive in [from_s, to_s) seconds after the first one; what they continue from before is their own.
+
+    Raises `TraceError` for a session library, for a stretch of no length and where nothing arrives.
+    """
+    _check_clock(trace, "cut")
+    if not from_s < to_s:
+        raise TraceError(f"the cut is from {from_s:g} to {to_s:g} s, expected an end after the start")
+    arrival_s = arrivals_apart(trace)
+    since_s = arrival_s - float(trace.arrival_s[0])
+    kept = np.flatnonzero((since_s >= from_s) & (since_s < to_s))
+    if not len(kept):
+        raise TraceError(f"{trace.name}: nothing arrives from {from_s:g} to {to_s:g} s after its first request")
+    return _built(with_rows(_columns(trace) | {"arrival_s": arrival_s}, kept), trace, span_s=None)
 
 
 def _checked(traces: Sequence[Trace], verb: str) -> list[Trace]:

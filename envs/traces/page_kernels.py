@@ -1,6 +1,6 @@
 """Kernels of `pages`: who shares a stretch with whom, and writing and numbering the stretches.
 
-Rows are in order of arrival. `split` pages lie in a block or `group` blocks in a page; one of the two is 1.
+Rows are in order of arrival. A block has `split` parts and a page `group` of them, equally large.
 """
 
 import numpy as np
@@ -24,12 +24,9 @@ def _write_pages(pages, row, id_base, h_jump, h_lcp, r_off, r_start, r_len, spli
         for run in range(r_off[row], r_off[row + 1]):
             for step in range(min(r_len[run], depth - block)):
                 number = id_base + r_start[run] + step
-                if split > 1:
-                    page = (block + step) * split
-                    for part in range(min(split, len(pages) - page)):
-                        pages[page + part] = number * split + part
-                elif (block + step + 1) % group == 0:
-                    pages[(block + step + 1) // group - 1] = number
+                first_part = (block + step) * split
+                for page in range(first_part // group, min((first_part + split) // group, len(pages))):
+                    pages[page] = number * split + (page + 1) * group - 1 - first_part
             block += r_len[run]
             if block >= depth:
                 break

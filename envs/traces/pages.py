@@ -1,5 +1,6 @@
 """Dense page ids of an episode, rows that continue each other on one stretch: the part that runs at every reset."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,29 +28,23 @@ class Selection:
 
 @dataclass(frozen=True)
 class PageRule:
-    """How b-token block ids become p-token page ids; one of the two factors is 1."""
+    """How b-token block ids become p-token page ids: both are made of parts of gcd(b, p) tokens, and a page is known by
+    its last part."""
 
-    pages_per_block: int
-    blocks_per_page: int
+    parts_per_block: int
+    parts_per_page: int
 
     def pages_of(self, blocks: np.ndarray) -> np.ndarray:
         """Full pages that so many leading blocks cover."""
-        return blocks * self.pages_per_block // self.blocks_per_page
+        return blocks * self.parts_per_block // self.parts_per_page
 
 
 def page_rule(trace: Trace, page_tokens: int) -> PageRule:
-    """Raises `TraceError` when neither of block and page is a multiple of the other."""
-    block = trace.block_size
+    """Raises `TraceError` for a page without tokens."""
     if page_tokens < 1:
         raise TraceError(f"page_tokens is {page_tokens}, expected an integer >= 1")
-    if block % page_tokens == 0:
-        return PageRule(max(1, block // page_tokens), 1)
-    if page_tokens % block == 0:
-        return PageRule(1, page_tokens // block)
-    raise TraceError(
-        f"{trace.name}: page_tokens is {page_tokens}, expected a divisor or a multiple of the trace's {block}-token"
-        " blocks (choose another page_tokens)"
-    )
+    part = math.gcd(trace.block_size, page_tokens)
+    return PageRule(max(1, trace.block_size // part), page_tokens // part)
 
 
 def assemble(
@@ -180,7 +175,7 @@ def _dense_refs(
     owner = np.empty(len(rows), np.int64)
     write_owners(keeper, owner)
     stored = int(rows["known_ids"][owner == np.arange(len(owner))].sum(dtype=np.int64))
-    raw_ids = (int(selection.copy.max()) + 1) * trace.id_span * rule.pages_per_block
+    raw_ids = (int(selection.copy.max()) + 1) * trace.id_span * rule.parts_per_block
     for count, limit, what in ((stored, max_refs, "page ids"), (raw_ids, MAX_RAW_IDS, "ids before renumbering")):
         if count > limit:
             raise TraceError(
@@ -192,6 +187,6 @@ def _dense_refs(
     id_count = lay_out(
         selection.source, selection.copy * trace.id_span, owner, rows["known_ids"], rows["ref_off"], refs, dense,
         np.full(len(rows), -1, np.int64), np.zeros(len(rows), np.int64),
-        trace.h_jump, trace.h_lcp, trace.r_off, trace.r_start, trace.r_len, rule.pages_per_block, rule.blocks_per_page,
+        trace.h_jump, trace.h_lcp, trace.r_off, trace.r_start, trace.r_len, rule.parts_per_block, rule.parts_per_page,
     )  # fmt: skip
     return refs, int(id_count)

@@ -45,6 +45,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     # A sequence of a swarm holds some 30 times the tokens of a chat's; a swarm lasts 12 minutes (p50).
     "shift-swarm": Scenario((classes.CHAT, classes.SWARM), Phases(720.0, 1080.0)),
     "steady-chat": Scenario((classes.CHAT,)),
+    "edited-chat": Scenario((classes.EDITED_CHAT,)),
     "steady-conversation": Scenario((classes.CONVERSATION,)),
     "steady-assistant": Scenario((classes.ASSISTANT,)),
     "steady-short-chat": Scenario((classes.SHORT_CHAT,)),

@@ -36,6 +36,8 @@ class SessionClass:
     system_tokens: int = 0
     """Leading tokens that every session of the class shares, on top of the first prompt."""
     compaction: Compaction | None = None
+    edited: float = 0.0
+    """Probability that a turn takes the last question back: its own text replaces it, and the answer is gone."""
     lead_s: float = 0.0
     """Sessions are drawn from so many seconds before time 0 on; what they had said by then is in their prompts."""
 
@@ -54,7 +56,10 @@ class SessionClass:
         text = whole(self.later_text.draw(rng, len(session)))
         text[first] = whole(self.first_prompt.draw(rng, len(starts_s))) + self.system_tokens
         gap_s = self.gap_s.draw(rng, len(session))
-        added = text + np.where(turn > 0, previous(output), 0)
+        edits = np.zeros(len(session), bool)
+        if self.edited:
+            edits = (turn > 1) & (rng.random(len(session)) < self.edited)
+        added = text + np.where(turn > 0, np.where(edits, -previous(text), previous(output)), 0)
         wait_s = np.where(turn > 0, previous(unloaded_service_s(output)) + gap_s, starts_s[session])
         arrival_s = running_sum(wait_s, first, session)
         if self.compaction is None:
@@ -69,6 +74,11 @@ class SessionClass:
         rows = np.cumsum(seen) - 1
         shared = np.minimum(self.system_tokens, input_tokens) // block_size
         repeated = np.where(continues, previous(input_tokens) // block_size, shared)
+        # What is taken back ends in another block, even where both texts are short.
+        kept = np.minimum(
+            (previous(input_tokens) - previous(text)) // block_size, previous(input_tokens) // block_size - 1
+        )
+        repeated = np.where(continues & edits, np.maximum(kept, 0), repeated)
         return Rows(
             arrival_s=arrival_s[seen],
             input_tokens=input_tokens[seen],

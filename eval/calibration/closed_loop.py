@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hbmgym.envs.serving.config import GIB, ServingConfig
-from hbmgym.envs.serving.core import LEAST_SLOT_BYTES, Core, cost_of, make_layout
+from hbmgym.envs.serving.core import LEAST_SLOT_BYTES, Core, cost_of, make_layout, window_workspace_bytes
 from hbmgym.envs.serving.engines import EngineProfile
 from hbmgym.envs.serving.gpus import find_gpu
 from hbmgym.envs.serving.metrics import tpot_s, ttft_s
@@ -109,7 +109,8 @@ def _platform(row: Row, episode: Episode) -> tuple[ServingConfig, float]:
     page = model.page_bytes(deployment.kv_dtype, PAGE_TOKENS, parallel)
     slot = max(model.slot_bytes(deployment.state_dtype, parallel), LEAST_SLOT_BYTES)
     weights = model.weight_bytes(deployment.weight_dtype) / parallel
-    free = MEMORY_SHARE * gpu.memory_bytes - weights - EDGE_BYTES
+    workspace = window_workspace_bytes(model, row.prefill_chunk, parallel)
+    free = MEMORY_SHARE * gpu.memory_bytes - weights - workspace - EDGE_BYTES
     tokens = episode.rows["input_tokens"] + episode.rows["output_tokens"]
     held = min(row.concurrency, int(free // (slot + math.ceil(tokens.mean() / PAGE_TOKENS) * page)))
     if held < 1:
@@ -123,7 +124,7 @@ def _platform(row: Row, episode: Episode) -> tuple[ServingConfig, float]:
     config = ServingConfig(
         model=locate_model(deployment.model),
         gpu=deployment.gpu,
-        hbm_gib=(kv_bytes + slot_bytes) / GIB,
+        hbm_gib=(kv_bytes + slot_bytes + workspace) / GIB,
         tensor_parallel=parallel,
         expert_parallel=min(deployment.expert_parallel, parallel),  # some published rows say more
         weight_dtype=deployment.weight_dtype,

@@ -9,6 +9,7 @@ from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.engines import EngineProfile
 from hbmgym.eval.calibration.bench_files import BenchRun
 from hbmgym.eval.calibration.rows import WEIGHT_NAMES, Deployment, Row, locate_model
+from hbmgym.memory_backend.geometry import STATE_BYTES
 
 _DEFAULTS = ServingConfig()
 
@@ -22,8 +23,8 @@ class OwnDeployment:
     tensor_parallel: int = option(1, "GPUs of the tensor-parallel group")
     expert_parallel: int = option(1, "GPUs of these that share the experts out whole")
     weight_dtype: str = option(_DEFAULTS.weight_dtype, "dtype of the weights: bf16, fp8, nvfp4 or mxfp4")
-    kv_dtype: str = option(_DEFAULTS.kv_dtype, "dtype of the KV cache: bf16 or fp8")
-    state_dtype: str = option(_DEFAULTS.state_dtype, "dtype of the recurrent state: fp32 or bf16")
+    kv_dtype: str = option(_DEFAULTS.kv_dtype, "dtype of the KV cache: bf16, fp16 or fp8")
+    state_dtype: str = option(_DEFAULTS.state_dtype, f"dtype of the recurrent state: {', '.join(STATE_BYTES)}")
     version: str = option("", "version of the engine")
     prefill_chunk: int = option(_DEFAULTS.prefill_budget, "most prompt tokens of one iteration")
     receive_interval: int = option(1, "SGLang's scheduler_recv_interval")

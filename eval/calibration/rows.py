@@ -15,7 +15,7 @@ from typing import Any
 
 from hbmgym.cli import integer
 from hbmgym.envs.serving.gpus import find_gpu
-from hbmgym.memory_backend.geometry import MODELS, dtype_bytes, find_model, weight_number_bytes
+from hbmgym.memory_backend.geometry import MODELS, dtype_bytes, find_model, state_number_bytes, weight_number_bytes
 
 PUBLISHED = Path(__file__).with_name("rows.csv")
 CONFIGS = Path(__file__).with_name("configs")
@@ -50,8 +50,8 @@ class Deployment:
         find_model(locate_model(self.model)).require_shares(self.tensor_parallel)
         find_gpu(self.gpu)
         weight_number_bytes(self.weight_dtype)
-        for dtype in (self.kv_dtype, self.state_dtype):
-            dtype_bytes(dtype)
+        dtype_bytes(self.kv_dtype)
+        state_number_bytes(self.state_dtype)
 
     @property
     def name(self) -> str:

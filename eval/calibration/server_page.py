@@ -1,5 +1,6 @@
 """A scrape as the page of one server: which engine it is, and the samples of one model that it serves."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,8 +39,16 @@ class ServerPage:
     @property
     def replicas(self) -> int:
         """Engines with batches of their own behind the page; one at least."""
-        running = [dict(labels) for name, labels in self.samples if name in _RUNNING]
-        return max(1, len({tuple(labels.get(name) for name in _REPLICA) for labels in running}))
+        return max(1, len(self.gauge(*_RUNNING)))
+
+    def gauge(self, *names: str) -> list[float]:
+        """What a gauge of one of these names says of each replica; of a replica's ranks the one that says most."""
+        found: dict[tuple[str | None, ...], float] = {}
+        for (name, labels), value in self.samples.items():
+            if name in names and math.isfinite(value):
+                replica = tuple(dict(labels).get(label) for label in _REPLICA)
+                found[replica] = max(value, found.get(replica, value))
+        return list(found.values())
 
     @property
     def speculates(self) -> bool:

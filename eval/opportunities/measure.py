@@ -1,4 +1,4 @@
-"""One episode of one case: every static split, SGLang's default, the dynamic oracle, and twice the memory."""
+"""One episode of one case: all static splits, SGLang's default, floating pools, the dynamic oracle, twice the bytes."""
 
 import dataclasses
 from typing import Any
@@ -10,6 +10,7 @@ from hbmgym.controllers.registry import make_controller
 from hbmgym.controllers.static import StaticController
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
+from hbmgym.envs.serving.shortage import ONE_BUFFER
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.oracle import arrival_costs, best_path
@@ -25,7 +26,8 @@ Figures = dict[str, float]
 
 
 def measure(config: ServingConfig, episode: Episode) -> dict[str, Any]:
-    """Figures of each static share (`statics`), of the `default`, of `dynamic` and of `both_full`."""
+    """Figures of each static share (`statics`), of the `default`, of the rules of ONE_BUFFER, of `dynamic` and of
+    `both_full`."""
     core = Core(config)
     shares = static_shares(core.layout)
     statics, costs = [], []
@@ -38,9 +40,15 @@ def measure(config: ServingConfig, episode: Episode) -> dict[str, Any]:
         "requests": int((episode.rows["measured"] == 1).sum()),
         "statics": statics,
         "default": _run(make_controller(DEFAULT), core, episode),
+        **{rule: _run(make_controller(DEFAULT), floating(config, rule), episode) for rule in ONE_BUFFER},
         "dynamic": _run(best_path(core, episode, shares, np.array(costs), np.array(unserved)), core, episode),
         "both_full": _run(StaticController(0.5), both_pools_full(config), episode),
     }
+
+
+def floating(config: ServingConfig, rule: str) -> Core:
+    """A core with one pool, which needs no split and no controller."""
+    return Core(dataclasses.replace(config, policies=dataclasses.replace(config.policies, on_shortage=rule)))
 
 
 def both_pools_full(config: ServingConfig) -> Core:

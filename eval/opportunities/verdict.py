@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hbmgym.envs.serving.shortage import ONE_BUFFER
 from hbmgym.eval.intervals import relative_difference
 from hbmgym.eval.statics import UNSERVED, best_costs, best_static
 
@@ -52,7 +53,7 @@ class CaseResult:
         return [episode["statics"][place][figure] for episode in self.episodes]
 
     def of(self, who: str, figure: str) -> list[float]:
-        """One value per episode of default, dynamic or both_full."""
+        """One value per episode of default, a rule of ONE_BUFFER, dynamic or both_full."""
         return [episode[who][figure] for episode in self.episodes]
 
     @property
@@ -72,6 +73,10 @@ class CaseResult:
         """Ratio of SGLang's default to the best static."""
         value, low, high = relative_difference(self.of("default", figure), self.of_static(self.best, figure))
         return 1.0 + value, 1.0 + low, 1.0 + high
+
+    def floating_over_best(self, rule: str) -> Interval:
+        """Cost of one floating pool over that of the best static - 1."""
+        return relative_difference(self.of(rule, "cost"), self.of_static(self.best, "cost"))
 
     def best_in(self, figure: str) -> int:
         """Place of the static share with the least mean of a figure, of those that serve what the machine can hold."""
@@ -123,6 +128,7 @@ class CaseResult:
             "best_static_p99_s": float(np.mean(self.of_static(self.best, "ttft_p99_s"))),
             "cost_when_wrong_by": {f"{offset:+.1f}": self.wrong_by(offset) for offset in OFFSETS},
             "default_over_best": {figure: _known(self.default_over_best(figure)) for figure in ROOM_FIGURES},
+            "floating_over_best": {rule: _known(self.floating_over_best(rule)) for rule in ONE_BUFFER},
             "room": {figure: _known(self.room(figure)) for figure in ROOM_FIGURES},
             "best_static_cost_chosen_per_episode": self.chosen_per_episode,
             "both_full_cost": float(np.mean(self.of("both_full", "cost"))),

@@ -25,13 +25,13 @@ from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.eval.sglang_cache.cases import Case
 from hbmgym.eval.sglang_cache.families import LONG, SHORT, draw
-from hbmgym.eval.sglang_cache.ours import ENDLESS_S, replay
+from hbmgym.eval.sglang_cache.ours import ENDLESS_S, SGLANG_POLICIES, replay
 from hbmgym.eval.sglang_cache.sequence import Request
 from hbmgym.eval.table import UNBOUNDED_WIDTH
 from hbmgym.files import save_figure
 
 FAMILIES = {"200 short sessions": SHORT, "24 long sessions": LONG}
-CONFIG = ServingConfig(hbm_gib=16.0, window_s=ENDLESS_S)
+CONFIG = ServingConfig(hbm_gib=16.0, window_s=ENDLESS_S, policies=SGLANG_POLICIES)
 RATIOS = (0.11, 0.25, 0.43, 0.9, 1.5, 3.0, 9.0)
 """Bytes of states / bytes of KV: SGLang's --mamba-full-memory-ratio."""
 DEFAULT = RATIOS.index(0.9)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hbmgym.envs.serving.config import GIB, ServingConfig
+from hbmgym.envs.serving.config import GIB, Policies, ServingConfig
 from hbmgym.envs.serving.core import Core, make_layout
 from hbmgym.envs.serving.engines import EngineProfile
 from hbmgym.eval.sglang_cache.cases import Case
@@ -25,6 +25,8 @@ A_MINUTE_EACH = EngineProfile(
     snapshots_end_chunks=True,
     source="an iteration takes a minute, next to which its kernels are nothing: they do not decide who overlaps",
 )
+SGLANG_POLICIES = Policies(retention="all")
+"""SGLang's defaults."""
 ALONE_S = 1e6
 """Between two arrivals: whoever came before has ended."""
 ENDLESS_S = 1e12
@@ -58,6 +60,7 @@ def config_for(case: Case) -> tuple[ServingConfig, float]:
         model=MODEL,
         hbm_gib=chunks * CHUNK_BYTES / GIB,
         engine=A_MINUTE_EACH,
+        policies=SGLANG_POLICIES,
         page_tokens=PAGE_TOKENS,
         prefill_budget=case.prefill_budget,
         window_s=ENDLESS_S,

@@ -53,9 +53,10 @@ def test_an_episode_keeps_every_invariant(controller):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_scenario_keeps_every_invariant_under_every_controller(scenario):
-    """A fifth of the traffic on a fortieth of the memory."""
+    """A fifth of the traffic on a fortieth of the memory, for 200 s or twenty requests."""
     workload = open_workloads(ServingConfig(), scenarios=(scenario,), load=0.2)[0]
-    episode = workload.episode("validation", 10_000).until(200.0, 0.0)
+    episode = workload.episode("validation", 10_000)
+    episode = episode.until(max(200.0, episode.rows.arrival_s[min(20, len(episode.rows) - 1)] + 1.0), 0.0)
     core = Core(SMALL, check=True)
     for spec in MOVING_CONTROLLERS:
         run_episode(make_controller(spec), core, episode)
@@ -76,7 +77,7 @@ def test_none_moves_where_memory_lies_idle(spec):
 @pytest.mark.parametrize("scenario", ["idle", "inelastic"])
 @pytest.mark.parametrize("spec", [spec for spec in MOVING_CONTROLLERS if spec != "random"])
 def test_none_thrashes_where_there_is_nothing_to_gain(spec, scenario):
-    assert rollout(spec, scenario).cell["moves_per_hour"] <= 12.0, "one in five minutes"
+    assert rollout(spec, scenario).cell["moves_per_hour"] <= 15.0, "one in four minutes"
 
 
 @pytest.mark.parametrize("scenario", ["mix-shift", "steady-documents", "steady-chat"])
@@ -86,7 +87,7 @@ def test_the_prices_of_convex_let_the_admitter_choose_each_of_its_five_actions(s
     cell = run_episode(make_controller("convex"), Core(config), episode).cell
     counts = [cell[name] for name in ("own_free", "cross_free", "own_evict", "cross_evict", "defer")]
     assert min(counts) / sum(counts) > 0.01 and max(counts) / sum(counts) < 0.7
-    assert cell["price_ratio_log2"] <= 3, "the second cheapest is less than 16 times dearer"
+    assert cell["price_ratio_log2"] <= 4, "the second cheapest is less than 32 times dearer"
 
 
 @pytest.mark.parametrize("spec", MOVING_CONTROLLERS)

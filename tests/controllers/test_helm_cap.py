@@ -220,10 +220,10 @@ def test_without_it_the_base_decides_to_the_bit():
 
 
 @functools.cache
-def costs(scenario: str, platform: str, load: float = 1.0) -> tuple[float, float, bool]:
+def costs(scenario: str, platform: str, load: float = 1.0, floor_s: float = 0.05) -> tuple[float, float, bool]:
     """Of a short training episode without and with the layer, and whether the layer decided at its end."""
     config = find_platform(platform).config
-    core, found, controller = Core(config), [], started()
+    core, found, controller = Core(dataclasses.replace(config, tpot_slo_floor_s=floor_s)), [], started()
     episode = open_workloads(config, scenarios=(scenario,), load=load)[0].episode("train", 0).until(900.0, 300.0)
     for caps in (False, True):
         controller = HelmController(constant_policy(0.0), dataclasses.replace(ALONE, caps=caps))
@@ -234,9 +234,15 @@ def costs(scenario: str, platform: str, load: float = 1.0) -> tuple[float, float
 
 
 @pytest.mark.parametrize("scenario", ["steady-code", "inelastic"])
-def test_where_nothing_is_reused_requests_cost_less_with_it(scenario):
-    without, with_it, on = costs(scenario, "qwen3-next-80b-a3b@h200", load=1.2)
+def test_where_nothing_is_reused_requests_cost_less_with_it_if_tokens_have_to_come_fast(scenario):
+    without, with_it, on = costs(scenario, "qwen3-next-80b-a3b@h200", load=0.6, floor_s=1e-6)
     assert on and with_it < 0.9 * without
+
+
+@pytest.mark.parametrize("scenario", ["steady-code", "inelastic"])
+def test_where_tokens_have_time_it_gains_nothing(scenario):
+    without, with_it, on = costs(scenario, "qwen3-next-80b-a3b@h200")
+    assert on and with_it == pytest.approx(without, rel=0.02)
 
 
 @pytest.mark.parametrize("scenario", ["mix-shift", "steady-assistant", "trend", "steady-documents"])

@@ -10,7 +10,7 @@ from hbmgym.controllers.moving_average import MovingAverageController, MovingAve
 from .records import LAYOUT, SETUP, served
 
 LONG = 5000.0
-READY = {"least_requests": 100, "cooldown_s": 0.0}
+READY = {"min_sampled_kv_caches": 100, "cooldown_secs": 0.0}
 
 
 class Traffic:
@@ -33,13 +33,19 @@ def started(**parameters: float) -> MovingAverageController:
 
 
 def balanced(tokens: float) -> float:
-    return balanced_share(tokens, SETUP.kv_token_bytes, SETUP.slots_per_request, LAYOUT.slot_bytes)
+    """So many tokens in whole pages to one state, the way TensorRT-LLM turns a length into a ratio."""
+    pages = math.ceil(tokens * SETUP.kv_token_bytes / LAYOUT.page_bytes)
+    return balanced_share(pages, LAYOUT.page_bytes, 1, LAYOUT.slot_bytes)
 
 
 def test_tensorrt_llm_s_defaults():
     defaults = MovingAverageParameters()
-    assert (defaults.decay, defaults.least_requests, defaults.update_requests) == (0.9999, 2000, 100)
-    assert (defaults.cooldown_s, defaults.mismatch) == (120.0, 1.25)
+    assert (defaults.moving_average_decay, defaults.min_sampled_kv_caches, defaults.target_ratio_update_interval) == (
+        0.9999,
+        2000,
+        100,
+    )
+    assert (defaults.cooldown_secs, defaults.ratio_threshold) == (120.0, 1.25)
 
 
 def test_nothing_moves_before_two_thousand_requests():
@@ -50,7 +56,7 @@ def test_nothing_moves_before_two_thousand_requests():
 
 
 def test_the_length_is_a_root_of_mean_squares():
-    controller, traffic = started(decay=1 - 1e-12, **READY), Traffic()
+    controller, traffic = started(moving_average_decay=1 - 1e-12, **READY), Traffic()
     assert controller.act(traffic.window(50, 1000)) is HOLD
     decision = controller.act(traffic.window(50, 7000))
     assert decision.kv_share == pytest.approx(balanced(math.sqrt((1000**2 + 7000**2) / 2)), rel=1e-3)
@@ -58,7 +64,10 @@ def test_the_length_is_a_root_of_mean_squares():
 
 def test_many_requests_at_once_are_so_many_updates():
     decay = 0.9
-    controller, traffic = started(decay=decay, least_requests=0, update_requests=1, cooldown_s=0.0), Traffic()
+    controller, traffic = (
+        started(moving_average_decay=decay, min_sampled_kv_caches=0, target_ratio_update_interval=1, cooldown_secs=0.0),
+        Traffic(),
+    )
     mean = weight = 0.0
     for requests, tokens in ((3, 4000.0), (2, 8000.0)):
         decision = controller.act(traffic.window(requests, tokens))
@@ -78,18 +87,25 @@ def test_a_small_mismatch_is_left_alone():
 def test_the_smaller_pool_counts_too():
     """.95 of .9 is little for KV, and half of what the slots have."""
     controller, traffic = started(**READY), Traffic()
-    tokens = 19.0 * SETUP.slots_per_request * LAYOUT.slot_bytes / SETUP.kv_token_bytes
+    tokens = 19.0 * LAYOUT.slot_bytes / SETUP.kv_token_bytes
     assert controller.act(traffic.window(100, tokens, 0.90)).kv_share == pytest.approx(0.95)
 
 
 def test_moves_lie_the_cooldown_apart():
-    controller, traffic = started(least_requests=0), Traffic()
+    controller, traffic = started(min_sampled_kv_caches=0), Traffic()
     moved = [traffic.time_s for _ in range(80) if controller.act(traffic.window(100, LONG)) is not HOLD]
     assert moved == [120.0, 240.0, 360.0]
 
 
 @pytest.mark.parametrize(
-    "parameters", [{"decay": 1.0}, {"least_requests": -1}, {"update_requests": 0}, {"cooldown_s": -1}, {"mismatch": 1}]
+    "parameters",
+    [
+        {"moving_average_decay": 1.0},
+        {"min_sampled_kv_caches": -1},
+        {"target_ratio_update_interval": 0},
+        {"cooldown_secs": -1},
+        {"ratio_threshold": 1},
+    ],
 )
 def test_impossible_parameters_are_refused(parameters):
     with pytest.raises(ValueError, match="moving-average: "):

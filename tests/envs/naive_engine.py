@@ -15,8 +15,13 @@ from hbmgym.envs.serving.cost_model import iteration_s
 from hbmgym.envs.serving.state import ACTION_NAMES
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.memory_backend.resize import RUN_CHUNKS
+from tests.envs.naive_one_pool import page_was_used_first
+from tests.envs.naive_orders import Orders
+from tests.envs.naive_pins import Host, Pins
+from tests.envs.naive_retention import NaiveRetention
 
 NEVER = 1e300
+FLOATS = ("float", "float-lru")
 WORKING, RESERVED = "working", "reserved"
 
 
@@ -107,10 +112,12 @@ class Blocks:
         self.cached = {gone: None, **self.cached}
         self.used[gone] = -self._abandoned, self.now_s
 
-    def touch(self, name: Hashable) -> None:
-        del self.cached[name]
-        self.cached[name] = None
-        self._use(name)
+    def meet_again(self, name: Hashable) -> None:
+        """Goes last, unless it is pinned."""
+        if name in self.cached:
+            del self.cached[name]
+            self.cached[name] = None
+            self._use(name)
 
     def clear_from(self, capacity: int) -> int:
         """Move what lies at or above `capacity` to the lowest free blocks; how many blocks moved."""
@@ -191,7 +198,7 @@ class NaiveEngine:
 
     def __init__(self, core: Core, episode: Episode, kv_share: float):
         self.config, self.layout, self.cost = core.config, core.layout, core.cost
-        self.page, self.spr = self.config.page_tokens, self.config.slots_per_request
+        self.page, self.spr = self.config.page_tokens, self.config.running_slots
         self.attention_s_per_page2 = float(self.cost.attention_s_per_pair) * self.page**2 / 2
         self.state_s_per_page = self.page * float(self.cost.prefill_s_per_token)
         self.tpot_slo_s = core.setup.tpot_slo_s
@@ -201,13 +208,16 @@ class NaiveEngine:
         self.ssm = Blocks(layout.slot_bytes, layout.chunk_bytes, layout.chunks - kv_chunks, layout.chunks)
         self.max_pages = layout.pages(layout.min_slots)
         self.rule, self.migrate = self.config.policies.on_shortage, self.config.migrate
+        self.by_list = self.config.policies.eviction == "lru" and self.rule != "float-lru"
         self.taken = 0  # pages and slots
         self.migrated_after: int | None = None
         self.may_migrate = True
         self.priced, self.deferral_weight, self.curvature = self.config.priced, self.config.priced.deferral_weight, 0.0
         self.chosen: tuple[int, int, int | None] = (0, 0, None)
         self.head_waits = False
+        self.orders = Orders(self)
         self.requested_slots = slots
+        self.retention = NaiveRetention(self.config.policies.retention, self.page)
         needs: dict[int, set[int]] = defaultdict(set)
         for before, after in zip(*episode.needs, strict=True):
             needs[int(after)].add(int(before))
@@ -234,8 +244,9 @@ class NaiveEngine:
         self.now_s = self.debt_s = self.worker_free_s = 0.0
         self.tick_s = NEVER
         self.under_way: tuple[Blocks | None, int] = (None, 0)
-        self.worker_chunk_s = 0.0 if self.config.transfers == "stall" else self.config.chunk_move_s
+        self.worker_chunk_s = self.config.chunk_move_s if self.config.transfers == "overlapped" else 0.0
         self.blocked_on: str | None = None
+        self.pins, self.host = Pins(self), Host(self)
         self.totals = Totals()
         self.ends: list[int] = []
 
@@ -244,17 +255,24 @@ class NaiveEngine:
     def advance(self, until_s: float) -> None:
         while True:
             self.pull_arrivals()
+            if self.config.transfers == "suspend":
+                self.preempt_for_split()
             while self.tick_s <= self.now_s:
                 self.chunks_arrive()
             while self.config.policies.eviction != "lru" and self.epoch_end_s <= self.now_s:
                 self.turn_epoch()
+            self.pins.end_due()
             if self.now_s >= until_s:
                 break
-            self.may_migrate = True
+            self.may_migrate, self.orders.refused = True, False
             for job in [job for job in self.aside if self.now_s >= self.deadline_s(job)]:
                 self.aside.remove(job)
                 self.reject(job, "deadline", self.now_s)
             preempted = self.grow_decoding()
+            self.pins.bound()
+            if self.orders.changes:
+                self.reject_late_waiting()
+                self.head_waits = self.head_waits and self.now_s < self.orders.reorder_s
             chunks = self.plan(preempted)
             if chunks or self.decoding:
                 self.iterate(chunks)
@@ -280,10 +298,12 @@ class NaiveEngine:
                     if self.layout.pages(slots) >= self.most_pages_needed()]  # fmt: skip
             self.request_split(self.layout.share(max(fits)))
         assert self.tick_s < NEVER or not (self.queue or self.aside), "nobody waits beside an engine that does nothing"
-        times = [until_s, self.tick_s]
+        times = [until_s, self.tick_s, self.pins.next_end_s()]
         if self.config.policies.eviction != "lru":
             times.append(self.epoch_end_s)
-        if self.queue:
+        if self.orders.changes and self.queue:
+            times += [self.orders.reorder_s, *map(self.deadline_s, self.queue)]
+        elif self.queue:
             times.append(self.deadline_s(self.queue[0]))
         times += [self.deadline_s(job) for job in self.aside]
         times += [self.receipt_s(job) for job in self.coming]
@@ -340,6 +360,7 @@ class NaiveEngine:
             self.coming.remove(job)
             job.waits_since_s = job.arrival_s
             if self.most_pages(job) > self.max_pages:
+                self.pins.see(job)
                 self.reject(job, "does_not_fit", job.arrival_s)
             elif job.needs:
                 job.status = "held"
@@ -351,6 +372,7 @@ class NaiveEngine:
         return -(-(job.input + job.output - 1) // self.page)
 
     def enqueue(self, job: Job) -> None:
+        self.pins.see(job)
         job.status = "waiting"
         self.queue.append(job)
         self.head_waits = False
@@ -358,6 +380,7 @@ class NaiveEngine:
     def release_followers(self, ended: Job) -> None:
         for job in [job for job in self.jobs if ended.row in job.needs]:
             job.needs.remove(ended.row)
+            self.pins.note(ended, job)
             if job.needs:
                 continue
             if self.closed:
@@ -383,6 +406,9 @@ class NaiveEngine:
         if preempted and (self.decoding or self.prefilling):
             return chunks
         while self.queue and left > 0:
+            if self.orders.changes and not self.head_waits and not self.orders.bring_next_first():
+                self.head_waits, self.blocked_on = True, None
+                break
             job = self.queue[0]
             if self.now_s >= self.deadline_s(job):
                 self.leave_queue()
@@ -394,46 +420,64 @@ class NaiveEngine:
                 left -= chunk
                 chunks.append((job, chunk))
             else:
-                # By price it would choose anew at every edge, so it is said when it does.
-                self.head_waits = self.rule == "priced" and self.may_migrate
+                # By price, or in another order, it would choose anew at every edge, so it is said when it does.
+                chooses = self.rule == "priced" or self.orders.changes
+                self.head_waits = chooses and self.may_migrate and not self.orders.refused
                 break
         return chunks
 
-    def leave_queue(self) -> Job:
+    def leave_queue(self, place: int = 0) -> Job:
         self.blocked_on = None
         self.head_waits = False
-        return self.queue.pop(0)
+        return self.queue.pop(place)
+
+    def reject_late_waiting(self) -> None:
+        while late := [job for job in self.queue if self.now_s >= self.deadline_s(job)]:
+            for job in late:
+                self.leave_queue(self.queue.index(job))
+                self.reject(job, "deadline", self.now_s)
 
     def admit_head(self) -> bool:
         job = self.queue[0]
-        pages = [("id", i) for i in job.ids[: (job.goal - 1) // self.page]]
+        on_host = self.host.tokens.get(job, 0)
+        pages = [("id", i) for i in job.ids[: (on_host or job.goal - 1) // self.page]]
         seen = _leading(name[1] in self.seen for name in pages)
         needed = -(-job.goal // self.page)
         while True:
             resident = _leading(name in self.kv.at for name in pages)
             reuse = max((j for j in range(1, resident + 1) if pages[j - 1] in self.ssm.at), default=0)
+            reuse = resident if on_host else reuse
             new_pages = needed - sum(name in self.kv.pins for name in pages[:reuse])
+            idle = not self.decoding and not self.prefilling
+            if idle and self.lacking(self.spr, new_pages, needed) and self.pins.gives_way():
+                continue
             if self.rule == "priced":
                 lacking = self.waits_by_price(job, pages[:reuse], new_pages)
             else:
-                lacking = self.lacking(self.spr, new_pages)
+                lacking = self.lacking(self.spr, new_pages, needed)
             if lacking is None:
                 break
             if self.rule == "priced" or not self.migrates(lacking, self.spr, new_pages, needed):
                 self.blocked_on = lacking
                 return False
+        if self.orders.rule == "past-future" and not self.orders.peak_fits(job, pages[:reuse], new_pages):
+            self.orders.refused, self.blocked_on = True, "kv"
+            return False
         self.leave_queue()
-        self.totals.kv_loss_tokens += (seen - resident) * self.page
-        self.totals.ssm_loss_tokens += (resident - reuse) * self.page
+        self.retention.admit(job, self.boundary(job), reuse, seen, self.snapshots_on_path(job))
+        if not on_host:
+            self.totals.kv_loss_tokens += (seen - resident) * self.page
+            self.totals.ssm_loss_tokens += (resident - reuse) * self.page
         for name in pages[:reuse]:
             self.kv.hit(name)
             self.kv.pin(name)
-        self.take_slots(job, pages[reuse - 1] if reuse else None)
+        self.pins.used += self.pins.end_under(job, reuse)
+        self.take_slots(job, pages[reuse - 1] if reuse and not on_host else None)
         job.published = job.pages = reuse
         self.float_to(0, needed - reuse)
         while job.pages < needed:
             assert self.grow(job, self.kv.limit)
-        job.computed = reuse * self.page
+        job.computed = self.host.give_back(job, reuse) if on_host else reuse * self.page
         if job.admitted_s is None:
             job.admitted_s, job.reused = self.now_s, job.computed
             self.totals.admitted_tokens += job.goal
@@ -490,11 +534,11 @@ class NaiveEngine:
     # --- the order of eviction
 
     def victim(self, pool: Blocks) -> Hashable:
-        return self.eviction_order(pool)[0] if self.config.policies.eviction != "lru" else next(iter(pool.cached))
+        return next(iter(pool.cached)) if self.by_list else self.eviction_order(pool)[0]
 
     def eviction_order(self, pool: Blocks) -> list[Hashable]:
         """What may be evicted now, next one first."""
-        if self.config.policies.eviction == "lru":
+        if self.by_list:
             return list(pool.cached)
         continued = {("id", self.parent_of.get(name[1])) for name in self.kv.at if name[0] == "id"}
         may_go = [name for name in pool.cached if pool is self.ssm or name not in continued]
@@ -503,10 +547,16 @@ class NaiveEngine:
     def value(self, pool: Blocks, name: Hashable) -> float:
         if name[0] != "id":
             return -math.inf  # private, so never to be matched
+        if self.config.policies.eviction == "lru":
+            return 0.0
         if self.config.policies.eviction == "lpb":
             return sum(pool.hits.get(name, (0, 0))) * self.saved_s_per_byte(pool, name)
+        if self.config.policies.eviction == "tlru":
+            lost = self.depth_of[name[1]] * self.page if name in self.ssm.at else 0
+            return float(lost + self.config.tlru_next_tokens > self.config.tlru_threshold_tokens)
         recency, saving = pool.scales
-        return recency * pool.used[name][1] + saving * self.saved_s_per_byte(pool, name)
+        # Recency and savings may add up to the same in two ways: what differs by rounding alone is a tie.
+        return float(f"{recency * pool.used[name][1] + saving * self.saved_s_per_byte(pool, name):.12g}")
 
     def saved_s_per_byte(self, pool: Blocks, name: Hashable) -> float:
         pages = self.depth_of[name[1]]
@@ -532,9 +582,21 @@ class NaiveEngine:
     # --- prefill and snapshots
 
     def depths_to_save(self, job: Job) -> list[int]:
-        """Of pages, after which the prompt's state is saved: the branch point, and the last boundary to be matched."""
-        last = min(job.goal // self.page, len(job.ids))
-        return [job.branch] * (job.branch != last) + [last]
+        """Of pages, after which the prompt's state is saved: the branch point, the last boundary, and what retention
+        asks for."""
+        last = self.boundary(job)
+        return sorted({job.branch, last} | self.retention.depths_to_save(job, last))
+
+    def boundary(self, job: Job) -> int:
+        return min(job.goal // self.page, len(job.ids))
+
+    def snapshots_on_path(self, job: Job) -> set[int]:
+        return {depth for depth, i in enumerate(job.ids, 1) if ("id", i) in self.ssm.at}
+
+    def drop_superseded(self, job: Job, depth: int) -> None:
+        held = {d for d, i in enumerate(job.ids, 1) if ("id", i) in self.ssm.pins}
+        for i in self.retention.dropped(job, depth, self.boundary(job), self.snapshots_on_path(job), held):
+            self.ssm.free(("id", i))
 
     def next_stop(self, job: Job) -> int:
         stops = [depth * self.page for depth in self.depths_to_save(job) if self.config.engine.snapshots_end_chunks]
@@ -549,6 +611,7 @@ class NaiveEngine:
             else:
                 self.kv.rename(private, name)
                 self.seen.add(name[1])
+                self.retention.publish(name[1], job.ids[job.published - 1] if job.published else None)
             job.published += 1
 
     def apply_chunk(self, job: Job, chunk: int) -> None:
@@ -574,9 +637,11 @@ class NaiveEngine:
     def save_prefill_snapshot(self, job: Job, depth: int) -> None:
         name = ("id", job.ids[depth - 1])
         if name in self.ssm.at:
-            self.ssm.touch(name)
+            self.ssm.meet_again(name)
+            self.drop_superseded(job, depth)
         elif self.take_slot(name):
             self.ssm.unpin(name)
+            self.drop_superseded(job, depth)
             self.saved()
         elif self.spr > 1:
             self.save_in_reserved(job, depth)
@@ -601,10 +666,12 @@ class NaiveEngine:
 
     # --- the end
 
+    def tokens_of(self, job: Job) -> int:
+        return job.context if job.status == "decoding" else job.computed
+
     def give_back(self, job: Job) -> None:
-        decoding = job.status == "decoding"
-        (self.decoding if decoding else self.prefilling).remove(job)
-        self.publish(job, job.context if decoding else job.computed)
+        (self.decoding if job.status == "decoding" else self.prefilling).remove(job)
+        self.publish(job, self.tokens_of(job))
         for j in range(job.published, job.pages):
             self.kv.abandon((job.row, j))
         if job.reserved_depth > job.published:
@@ -612,22 +679,27 @@ class NaiveEngine:
         elif job.reserved_depth:
             name = ("id", job.ids[job.reserved_depth - 1])
             if name in self.ssm.at:
-                self.ssm.touch(name)
+                self.ssm.meet_again(name)
             else:
                 self.ssm.rename((job.row, RESERVED), name)
                 self.ssm.unpin(name)
+            self.drop_superseded(job, job.reserved_depth)
         for name in [name for name in self.ssm.pins if name[0] == job.row]:
             self.ssm.free(name)
         for i in reversed(job.ids[: job.published]):
             self.kv.unpin(("id", i))
         job.published = job.pages = job.reserved_depth = 0
         self.head_waits = False
+        self.pins.bound()
         self.go_on_shrinking()
 
     def finish(self, job: Job) -> None:
+        tokens = self.tokens_of(job)
         self.give_back(job)
+        self.pins.end_turn(job, tokens)
         job.status, job.ended_s = "finished", self.now_s
         self.ends.append(job.row)
+        self.orders.lengths.append(job.output)
         slow = job.output > 1 and (self.now_s - job.first_token_s) / (job.output - 1) > self.tpot_slo_s
         if slow or job.missed:
             self.miss(job)
@@ -637,6 +709,7 @@ class NaiveEngine:
 
     def reject(self, job: Job, reason: str, at_s: float) -> None:
         job.status, job.reason, job.ended_s = "rejected", reason, at_s
+        self.host.tokens.pop(job, None)
         self.ends.append(job.row)
         self.miss(job)
         self.release_followers(job)
@@ -653,20 +726,45 @@ class NaiveEngine:
             needy = next((job for job in self.decoding if job.pages * self.page == job.context), None)
             if needy is None:
                 return preempted
-            self.float_to(0, 1)
-            if not self.grow(needy, self.kv.capacity) and not (
-                self.migrates("kv", 0, 1, needy.pages + 1) and self.grow(needy, self.kv.capacity)
-            ):
+            if self.rule == "migrate":
+                self.head_waits = False  # a page taken may tip a threshold or end the throttle
+            if not self.extend(needy) and not (self.migrates("kv", 0, 1, needy.pages + 1) and self.extend(needy)):
                 preempted |= self.make_room(needy)
 
+    def extend(self, needy: Job) -> bool:
+        while True:
+            self.float_to(0, 1)
+            if self.grow(needy, self.kv.capacity):
+                return True
+            if not self.pins.gives_way():
+                return False
+
     def make_room(self, needy: Job) -> bool:
-        running = self.prefilling + self.decoding
-        victims = [job for job in running if job.preemptions < self.config.max_preemptions]
-        victim = max(victims, key=age, default=None)
-        if victim is None or victim is min(running, key=age):
+        victim = self.youngest_that_may_go()
+        if victim is None:
             self.give_back(needy)
             self.reject(needy, "does_not_fit", self.now_s)
             return False
+        self.preempt(victim)
+        return True
+
+    def preempt_for_split(self) -> None:
+        """Nobody is waited for: whoever does not fit the split that was asked for goes, the youngest first."""
+        self.pins.bound()
+        while len(self.kv.pins) > self.kv.limit or len(self.ssm.pins) > self.ssm.limit:
+            victim = self.youngest_that_may_go()
+            if victim is None:
+                break
+            self.preempt(victim)
+
+    def youngest_that_may_go(self) -> Job | None:
+        running = self.prefilling + self.decoding
+        victims = [job for job in running if job.preemptions < self.config.max_preemptions]
+        victim = max(victims, key=age, default=None)
+        return None if victim is min(running, key=age, default=None) else victim
+
+    def preempt(self, victim: Job) -> None:
+        self.host.take(victim, self.tokens_of(victim))
         self.give_back(victim)
         victim.status, victim.goal, victim.computed = "waiting", victim.input + victim.generated, 0
         victim.waits_since_s = self.now_s
@@ -675,16 +773,15 @@ class NaiveEngine:
         self.queue.insert(0, victim)
         self.head_waits = False
         self.blocked_on = "kv"
-        return True
 
     # --- shortage
 
-    def lacking(self, slots: int, pages: int) -> str | None:
+    def lacking(self, slots: int, pages: int, in_all: int) -> str | None:
         live_slots, live_pages = len(self.ssm.pins) + slots, len(self.kv.pins) + pages
-        if self.rule == "float":
+        if self.rule in FLOATS:
             if self.holding(live_slots, live_pages):
                 return None
-            return "ssm" if slots * self.layout.slot_bytes > pages * self.layout.page_bytes else "kv"
+            return "ssm" if slots * self.layout.slot_bytes > in_all * self.layout.page_bytes else "kv"
         if live_slots > self.ssm.limit:
             return "ssm"
         return "kv" if live_pages > self.kv.limit else None
@@ -838,16 +935,23 @@ class NaiveEngine:
     def float_to(self, slots: int, pages: int) -> None:
         """One buffer: room from whatever is free, else from cached pages, else from snapshots."""
         live_slots, live_pages = len(self.ssm.pins) + slots, len(self.kv.pins) + pages
-        if self.rule != "float" or not self.holding(live_slots, live_pages):
+        if self.rule not in FLOATS or not self.holding(live_slots, live_pages):
             return
         while len(self.ssm.at) + slots > self.ssm.capacity or len(self.kv.at) + pages > self.kv.capacity:
             if found := self.holding(len(self.ssm.at) + slots, len(self.kv.at) + pages):
                 copied, _ = self.change_split_now(min(max(self.ssm.capacity, found[0]), found[-1]))
                 self.debt_s += copied * self.cost.block_copy_s_per_byte
-            elif self.kv.cached and (pages or self.holding(len(self.ssm.at) + slots, len(self.kv.pins))):
+            elif self.page_makes_way(slots, pages):
                 self.evict_page()
             else:
                 self.ssm.free(self.victim(self.ssm))
+
+    def page_makes_way(self, slots: int, pages: int) -> bool:
+        if self.rule == "float":
+            return bool(self.kv.cached and (pages or self.holding(len(self.ssm.at) + slots, len(self.kv.pins))))
+        return page_was_used_first(
+            *((pool, self.victim(pool) if pool.cached else None) for pool in (self.kv, self.ssm))
+        )
 
     def change_split_now(self, slots: int) -> tuple[int, int]:
         """(bytes copied, chunks moved)"""
@@ -869,7 +973,7 @@ class NaiveEngine:
     # --- resize
 
     def request_split(self, kv_share: float) -> None:
-        if self.rule == "float":
+        if self.rule in FLOATS:
             return
         slots = self.layout.slots(kv_share)
         if slots == self.requested_slots:
@@ -883,6 +987,7 @@ class NaiveEngine:
         if donor.chunks == donor.target or donor is not self.under_way[0]:
             self.tick_s = NEVER
         self.go_on_shrinking()
+        self.pins.bound()
 
     def take_back_those_aside(self) -> None:
         fit = [job for job in self.aside if self.most_pages(job) <= self.kv.limit]
@@ -923,7 +1028,7 @@ class NaiveEngine:
         self.totals.moved_chunks += count
         self.totals.relocated_bytes += copied
         copy_s = copied * self.cost.block_copy_s_per_byte
-        stalls = self.config.transfers == "stall"
+        stalls = self.config.transfers != "overlapped"
         self.worker_free_s = due_s + (0.0 if stalls else copy_s)
         self.schedule_run(due_s)
         if stalls:

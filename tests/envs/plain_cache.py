@@ -47,9 +47,12 @@ class Rules:
 SGLANG = Rules(**{field.name: True for field in fields(Rules)})
 
 
-def serve(case: Case, order: Sequence[int], rules: Rules) -> list[int]:
-    """Prompt tokens that each request reuses; `order` names every request where it starts and where it ends."""
-    cache = PlainCache(case.slots, case.pages, case.prefill_budget, rules)
+def serve(case: Case, order: Sequence[int], rules: Rules, keeps_all: bool = True) -> list[int]:
+    """Prompt tokens that each request reuses; `order` names every request where it starts and where it ends.
+
+    `keeps_all`: no state goes before it is evicted; else only junctions stay before the last prompt's boundary.
+    """
+    cache = PlainCache(case.slots, case.pages, case.prefill_budget, rules, keeps_all)
     running: dict[int, Run] = {}
     reused = [0] * len(case.requests)
     for row in order:
@@ -80,8 +83,11 @@ class Run:
 class PlainCache:
     """So many slots and pages; two slots for each running request."""
 
-    def __init__(self, slots: int, pages: int, prefill_budget: int, rules: Rules):
+    def __init__(self, slots: int, pages: int, prefill_budget: int, rules: Rules, keeps_all: bool):
         self.slots, self.pages, self.prefill_budget, self.rules = slots, pages, prefill_budget, rules
+        self.keeps_all = keeps_all
+        self.first_child: dict[int, int] = {}
+        self.junctions: set[int] = set()
         self.used_at: dict[int, int] = {}  # of each cached page
         self.before: dict[int, int | None] = {}
         self.children: dict[int, int] = {}
@@ -134,6 +140,7 @@ class PlainCache:
                 self._insert(run, depth)
                 self._save(run.ids[depth - 1])
                 run.state = run.ids[depth - 1]
+                self._drop_superseded(run, depth)
 
     def _saved_depths(self, run: Run, begin: int, end: int, branch: int) -> list[int]:
         end = min(end, len(run.ids))
@@ -158,6 +165,13 @@ class PlainCache:
         self.runs.remove(run)
         if 0 < saved <= len(run.ids):
             self._touch_state(run.ids[saved - 1])
+            self._drop_superseded(run, saved)
+
+    def _drop_superseded(self, run: Run, depth: int) -> None:
+        boundary = min(run.request.prompt_tokens // PAGE_TOKENS, len(run.ids))
+        if not self.keeps_all and depth >= boundary:
+            for page in set(run.ids[: boundary - 1]) - self.junctions:
+                self.states.pop(page, None)
 
     def _decode_state_due(self, request: Request, tokens: int) -> bool:
         if self.rules.absolute_grid:
@@ -212,6 +226,8 @@ class PlainCache:
 
     def _evict_page(self, page: int) -> None:
         del self.used_at[page]
+        self.first_child.pop(page, None)
+        self.junctions.discard(page)
         self.states.pop(page, None)
         self.node_ends.discard(page)
         above = self.before[page]
@@ -227,6 +243,8 @@ class PlainCache:
         for j in range(present, depth):
             self.before[path[j]] = path[j - 1] if j else None
             self.children[path[j]] = int(j + 1 < depth)
+            if j and self.first_child.setdefault(path[j - 1], path[j]) != path[j]:
+                self.junctions.add(path[j - 1])
         if 0 < present < depth:
             self.children[path[present - 1]] += 1
         run.inserted = max(run.inserted, depth)

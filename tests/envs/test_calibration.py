@@ -20,7 +20,7 @@ from hbmgym.envs.calibration import (
     remember_rate,
     trace_load,
 )
-from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.config import Policies, ServingConfig, with_policies
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.classes import BOOK, CHAT
 from hbmgym.envs.traces.compose import compose_generated
@@ -69,6 +69,13 @@ def test_window_and_split_at_start_do_not_change_the_rates(shipped):
         assert rates == {"chat": LOAD_FACTOR * 3.0, "document": LOAD_FACTOR * 0.5}
 
 
+def test_rules_of_the_engine_do_not_change_the_rates(shipped):
+    padded = Policies(eviction="tlru", on_shortage="float-lru", layout="padded")
+    other = with_policies(dataclasses.replace(CONFIG, transfers="suspend", tlru_next_tokens=7), padded)
+    remember_rate(shipped, BRIEF, CONFIG, 7.0)
+    assert class_rate(BRIEF, other) == LOAD_FACTOR * 7.0
+
+
 def test_a_table_keeps_what_it_has(shipped):
     remember_rate(shipped, CHAT, CONFIG, 3.0)
     remember_rate(shipped, BOOK, CONFIG, 0.5)
@@ -114,7 +121,7 @@ def test_the_goodput_holds_at_the_rate_that_is_found_and_not_far_above():
 
 def test_a_class_that_always_misses_is_refused_and_not_searched_again(shipped, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    hopeless = dataclasses.replace(CONFIG, tpot_slo_factor=1e-6)
+    hopeless = dataclasses.replace(CONFIG, tpot_slo_floor_s=1e-9, tpot_slo_factor=1e-6)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"class brief misses its SLOs at any rate with qwen3\.5-4b on h200"):
             class_rate(BRIEF, hopeless)
@@ -138,4 +145,4 @@ def test_a_trace_that_always_misses_is_refused(shipped, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     trace = load_trace(write_trace(tmp_path / "own.jsonl", rate_per_s=0.1))
     with pytest.raises(ValueError, match="own misses its SLOs at any rate"):
-        trace_load(trace, dataclasses.replace(CONFIG, tpot_slo_factor=1e-6))
+        trace_load(trace, dataclasses.replace(CONFIG, tpot_slo_floor_s=1e-9, tpot_slo_factor=1e-6))

@@ -409,7 +409,7 @@ def test_the_pages_needed_are_those_of_the_largest_that_runs_or_heads_the_queue(
     assert core.run_window().kv_needed == 0
 
 
-@pytest.mark.parametrize("rule", ["migrate", "float", "priced"])
+@pytest.mark.parametrize("rule", ["migrate", "float", "float-lru", "priced"])
 def test_no_pages_are_needed_of_a_controller_where_shortages_move_the_split(rule):
     core = start([BUSY], dataclasses.replace(TIGHT_STEPS, policies=Policies(on_shortage=rule)), TIGHT_SHARE)
     assert core.run_window().running == 1 and core.telemetry.kv_needed == 0
@@ -591,7 +591,7 @@ def test_taking_back_a_shrink_lets_the_blocked_head_in_at_once():
     assert core.requests[1].admitted_s == taken_back_s
 
 
-@pytest.mark.parametrize("on_shortage", ["evict", "migrate", "float", "priced"])
+@pytest.mark.parametrize("on_shortage", ["evict", "migrate", "float", "float-lru", "priced"])
 def test_five_times_overload_ends_in_bounded_time(on_shortage):
     alone = play([Ask(0.0, 640, 100)])
     gap_s = alone.requests[0].ended_s / 5 / alone.telemetry.concurrency_cap

@@ -12,7 +12,7 @@ from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.state import REJECT_NAMES, STATUS_NAMES
 from hbmgym.memory_backend.eviction import eviction_order
 from hbmgym.memory_backend.pools import NONE, Pool
-from tests.envs.episodes import small_configs, small_episodes
+from tests.envs.episodes import PADDED_PAGE, padded_configs, small_configs, small_episodes
 from tests.envs.naive_engine import Blocks, NaiveEngine
 
 COUNTS = ("iterations", "preemptions", "recomputed_tokens", "skipped_snapshots", "saved_snapshots", "admitted_tokens",
@@ -47,6 +47,12 @@ def assert_same(core: Core, naive: NaiveEngine):
     for name in COUNTS:
         assert core.counters[name] == getattr(naive.totals, name), name
     assert core.actions == naive.totals.actions
+    pins = core.counters.pins, core.counters.pins_used, core.counters.pins_given_up
+    assert pins == (naive.pins.taken, naive.pins.used, naive.pins.given_up)
+    assert close(core.counters.pin_ends_s, naive.pins.next_end_s())
+    copies = core.counters.offloads, core.counters.offloaded_bytes, core.counters.restored_bytes
+    assert copies == (naive.host.copies, naive.host.bytes_out, naive.host.bytes_back)
+    assert core.counters.host_bytes == naive.host.used
     assert core.price_ratios.sum() == len(naive.totals.ratios)
     assert close(core.counters.busy_s, naive.totals.busy_s)
     assert close(core.counters.blocked_kv_s, naive.totals.blocked_s["kv"])
@@ -102,3 +108,9 @@ def test_skipping_decode_iterations_equals_stepping_through_them(config, episode
 )
 def test_the_naive_engine_agrees_while_the_split_changes(config, episode, shares, curvature):
     compare(config, episode, shares, curvature)
+
+
+@settings(many_examples, max_examples=100)
+@given(config=padded_configs(), episode=small_episodes(page_tokens=PADDED_PAGE), share=st.floats(0, 1))
+def test_the_naive_engine_agrees_on_one_padded_pool(config, episode, share):
+    compare(config, episode, [share])

@@ -70,7 +70,8 @@ def test_every_request_ends_in_causal_order_with_nothing_lost(config, episode, s
     assert np.all(requests.admitted_s[after][started[after]] >= requests.ended_s[before][started[after]])
     assert np.all(requests.reused_tokens[started] < rows.input_tokens[started])
     assert np.all(requests.preemptions <= config.max_preemptions)
-    assert core.memory.kv.meta.live == core.memory.ssm.meta.live == 0
+    assert core.telemetry.kv_live == core.telemetry.ssm_live == core.counters.host_bytes == 0
+    assert core.counters.pinned_pages > 0 or core.memory.kv.meta.live == core.memory.ssm.meta.live == 0
     assert core.mapped_chunks == core.layout.chunks
     assert np.all(np.diff([record.time_s for record in telemetry]) >= 0)
     for name, total in (("met", core.counters.met), ("missed", core.counters.missed)):
@@ -148,33 +149,41 @@ def test_neither_chunk_size_nor_engine_changes_what_requests_reuse_one_after_the
 
 
 def busy_hour_of_a_small_engine() -> list[list[float]]:
-    """Times of a few requests that share, wait, preempt and see the split change, under each rule for shortages."""
+    """Times of a few requests that share, wait, preempt and see the split change, by each rule and order."""
     document = ["document"] * 20
     asks = [
         Ask(
             0.003 * i,
             340 + 40 * (i % 3),
             300 + 30 * (i % 4),
-            [*document, (i % 5)],
+            [*document, i % 4],
             [i - 4] if i > 4 and i % 4 == 3 else [],
         )
         for i in range(24)
     ]
     config = ServingConfig(
         model="qwen3.5-4b", hbm_gib=0.3, page_tokens=SMALL_PAGE, prefill_budget=128, decode_snapshot_tokens=32,
-        slots_per_request=1, window_s=0.1, ttft_slo_floor_s=0.1, chunk_move_s=1e-3,
+        slots_per_request=1, window_s=0.1, ttft_slo_floor_s=0.1, chunk_move_s=1e-3, pin_price=0.0,
     )  # fmt: skip
-    times, reused, preemptions = [], 0, 0
-    rules = zip(("evict", "migrate", "float", "priced"), (ENGINES[0], *ENGINES[2:]), (1, 10, 3, 1), strict=True)
-    for on_shortage, engine, interval in rules:
-        policies = Policies(on_shortage=on_shortage)
+    times, reused, preemptions, pins, offloads = [], 0, 0, 0, 0
+    rules = zip(
+        ("evict", "migrate", "float", "priced"),
+        ("past-future", "slo", "lpm", "fcfs"),
+        (ENGINES[0], *ENGINES[2:]),
+        (1, 10, 3, 1),
+        strict=True,
+    )
+    for on_shortage, admission, engine, interval in rules:
+        policies = Policies(admission=admission, on_shortage=on_shortage, pin="ttl", preemption="offload")
         config = dataclasses.replace(config, policies=policies, engine=engine, receive_interval=interval)
         core, _ = play(config, make_episode(asks, SMALL_PAGE), [0.2, 0.6, 0.1, 0.3], check=True)
         assert core.moved_chunks > 0
         reused += core.counters.reused_tokens
         preemptions += core.counters.preemptions
+        pins += core.counters.pins
+        offloads += core.counters.offloads
         times += [[float(request[field]) for field in TIMES] for request in core.requests]
-    assert reused > 0 and preemptions > 0
+    assert min(reused, preemptions, pins, offloads) > 0, (reused, preemptions, pins, offloads)
     return times
 
 

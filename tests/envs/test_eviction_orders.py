@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hbmgym.envs.serving.config import Policies, ServingConfig
-from hbmgym.envs.serving.core import Core
+from hbmgym.envs.serving.core import Core, make_layout
 from hbmgym.memory_backend.eviction import eviction_order
+from hbmgym.memory_backend.pools import NONE
 from hbmgym.memory_backend.prefix_cache import Memory
 from tests.envs.episodes import SMALL_PAGE, Ask, make_episode, small_configs, small_episodes
 
@@ -75,6 +76,20 @@ def test_flop_aware_of_weight_0_equals_lru(config, episode, share):
     assert_equal_episodes(flop_aware, replay(with_eviction(config, "lru"), episode, share))
 
 
+@some_examples
+@given(config=small_configs(), episode=small_episodes(), share=st.floats(0, 1))
+def test_tlru_without_tokens_to_spare_equals_lru(config, episode, share):
+    tlru = replay(with_eviction(config, "tlru", tlru_threshold_tokens=49, tlru_next_tokens=50), episode, share)
+    assert_equal_episodes(tlru, replay(with_eviction(config, "lru"), episode, share))
+
+
+@some_examples
+@given(config=small_configs(), episode=small_episodes(), share=st.floats(0, 1))
+def test_tlru_that_can_spare_everything_equals_lru(config, episode, share):
+    tlru = replay(with_eviction(config, "tlru", tlru_threshold_tokens=10**6), episode, share)
+    assert_equal_episodes(tlru, replay(with_eviction(config, "lru"), episode, share))
+
+
 def document(name, pages):
     return [name] * pages
 
@@ -115,3 +130,33 @@ def test_flop_aware_keeps_a_long_prefix_longer_than_a_short_one_of_the_same_age(
 
     assert reused("lru") == 0
     assert reused("flop_aware") == 40 * SMALL_PAGE
+
+
+def left_of_two(eviction, spare_tokens, pages_out=0, slots=6):
+    """A prompt of 20 pages and a later one of 5, then two others that take 4 of `slots` slots and, together, so many
+    pages more than are free: of both prompts the pages that are left, and whether the state is."""
+    config = with_eviction(SMALL, eviction, tlru_threshold_tokens=spare_tokens + 10, tlru_next_tokens=10)
+    layout = make_layout(config)
+    rest = layout.pages(slots) - 25 + pages_out if pages_out else 2
+    asks = [Ask(0.0, 20 * SMALL_PAGE, 1, document("long", 20)), Ask(1.0, 5 * SMALL_PAGE, 1, document("short", 5))]
+    asks += [Ask(3.0, SMALL_PAGE, 1), Ask(3.0, (rest - 1) * SMALL_PAGE, 1)]
+    core, _ = replay(config, make_episode(asks, SMALL_PAGE), layout.share(slots))
+    assert core.counters.finished == 4
+    ids = core.memory.ids
+    left = [int((ids["page"][part] != NONE).sum()) for part in (slice(20), slice(20, 25))]
+    return left, [bool(ids["snapshot"][end] != NONE) for end in (19, 24)]
+
+
+def test_tlru_drops_a_short_prefix_before_an_older_one_that_takes_too_long_to_compute():
+    assert left_of_two("lru", 80, pages_out=3)[0] == [17, 5]
+    assert left_of_two("tlru", 80, pages_out=3)[0] == [20, 2]
+    assert left_of_two("tlru", 79, pages_out=3)[0] == [17, 5], "80 tokens are too many"
+
+
+def test_tlru_goes_on_as_lru_where_nothing_is_safe():
+    assert left_of_two("tlru", 80, pages_out=7)[0] == [18, 0]
+
+
+def test_tlru_drops_the_state_of_a_short_prefix_first():
+    assert left_of_two("lru", 80, slots=5)[1] == [False, True]
+    assert left_of_two("tlru", 80, slots=5)[1] == [True, False]

@@ -64,7 +64,8 @@ def test_distances_are_those_of_the_order_of_use(scenario, kv_share, eviction):
 
 def worth_s(core: Core, case: Case, order: list[int], slots: int, pages: int) -> float:
     """Seconds of prefill that so many slots and pages more would have saved."""
-    other = serve(replace(case, slots=case.slots + slots, pages=case.pages + pages), order, Rules())
+    keeps_all = core.config.policies.retention == "all"
+    other = serve(replace(case, slots=case.slots + slots, pages=case.pages + pages), order, Rules(), keeps_all)
     cost, reused = core._state.cost, core.requests["reused_tokens"].tolist()
     return sum(recovery_s(cost, a // PAGE_TOKENS, b // PAGE_TOKENS) for a, b in zip(reused, other, strict=True))
 
@@ -79,11 +80,13 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("retention", ["all", "latest"])
 @pytest.mark.parametrize(("pool", "name", "family", "slots", "pages"), CASES, ids=[case[1] for case in CASES])
-def test_gains_and_costs_are_those_of_caches_of_that_size(pool, name, family, slots, pages):
+def test_gains_and_costs_are_those_of_caches_of_that_size(pool, name, family, slots, pages, retention):
     requests = tuple(draw(family, seed=1))
     case = Case(name, slots, pages, 8192, requests)
-    core = ours.replay(*ours.config_for(case), requests)
+    config, kv_share = ours.config_for(case)
+    core = ours.replay(replace(config, policies=Policies(retention=retention)), kv_share, requests)
     order = [row for row in range(len(requests)) for _ in range(2)]
     longest = max(-(-(request.prompt_tokens + request.output_tokens) // PAGE_TOKENS) for request in requests)
     assert worth_s(core, case, order, 0, 0) == 0.0
@@ -96,8 +99,12 @@ def test_gains_and_costs_are_those_of_caches_of_that_size(pool, name, family, sl
                 continue
             real = abs(worth_s(core, case, order, *((0, more) if pool == KV else (more, 0))))
             found = core._state.marginal[pool, side, step]
+            if retention == "latest" and (pool, side) == (SSM, COST) and step < 3:
+                # What is dropped leaves room that a smaller pool would have lacked before: costs are told too small.
+                assert found <= 1.25 * real + 0.01 * most_s, blocks
+                continue
             assert found == pytest.approx(real, rel=0.25, abs=0.01 * most_s), (side, blocks)
             compared += real > 0.01 * most_s
-    assert compared >= 5
+    assert compared >= (5 if retention == "all" else 1)
     others = core._state.marginal[KV + SSM - pool]
     assert others[:, :2].max() <= 0.01 * most_s, "nothing is short there"

@@ -11,12 +11,13 @@ from hbmgym.envs.serving.order import (
     enter_heap,
     leave_heap,
     next_event,
+    next_pin_end_s,
     next_release_s,
     push_first,
     push_last,
     remove,
 )
-from hbmgym.envs.serving.state import DECODE_EVENTS, HEAPS, RELEASES, make_requests
+from hbmgym.envs.serving.state import DECODE_EVENTS, HEAPS, PINS, RELEASES, make_requests
 from hbmgym.memory_backend.jit import kernel
 from hbmgym.memory_backend.pools import NONE
 
@@ -55,13 +56,15 @@ def edit_heap(state, edit, heap, row, when):
     elif heap == DECODE_EVENTS:
         add_event(state, row, int(when))
     else:
-        state.requests[row].arrival_s = when
+        state.requests[row].arrival_s = state.requests[row].pin_ends_s = when
         enter_heap(state, heap, row)
 
 
 @kernel
 def when_next(state, heap):
-    return float(next_event(state)) if heap == DECODE_EVENTS else next_release_s(state)
+    if heap == DECODE_EVENTS:
+        return float(next_event(state))
+    return next_release_s(state) if heap == RELEASES else next_pin_end_s(state)
 
 
 def read(state: Lists, where: int) -> list[int]:
@@ -110,11 +113,11 @@ def test_a_heap_yields_by_time_then_by_row_whatever_the_order_of_adding(edits, l
             del expected[held_in][row]
             assert state.requests[row].heap_place == NONE
         else:
-            expected[heap][row] = when + 2.0**33 * late + 0.1 * (heap == RELEASES)
+            expected[heap][row] = when + 2.0**33 * late + 0.1 * (heap != DECODE_EVENTS)
             edit_heap(state, ADD, heap, row, expected[heap][row])
     for heap in range(HEAPS):
         for when, row in sorted((when, row) for row, when in expected[heap].items()):
             assert (when_next(state, heap), state.heaps[heap, 0]) == (when, row)
             edit_heap(state, CANCEL, heap, row, 0.0)
         assert state.heap_sizes[heap] == 0
-    assert when_next(state, RELEASES) == np.inf
+    assert when_next(state, RELEASES) == when_next(state, PINS) == np.inf

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hbmgym.envs.serving.config import Policies, ServingConfig
+from hbmgym.envs.serving.config import Policies, ServingConfig, with_policies
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.state import DOES_NOT_FIT, FINISHED
 from hbmgym.memory_backend.migration import MigrateOnFailure
@@ -25,7 +25,7 @@ EAGER = MigrateOnFailure(low=0.45, high=0.5, interval_ops=0, chunks=1)
 
 def start(rule, asks, kv_share, backend="accounting", **settings) -> Core:
     """At the split nearest to `kv_share`, as a static controller's episode starts."""
-    config = dataclasses.replace(CONFIG, policies=Policies(on_shortage=rule), **settings)
+    config = dataclasses.replace(CONFIG, policies=Policies(on_shortage=rule, retention="all"), **settings)
     core = Core(config, backend=backend, check=True)
     share = core.layout.share(core.layout.slots(kv_share))
     core.reset(make_episode(asks), share, (share, share))
@@ -56,7 +56,7 @@ def chunks_between(few_slots, many_slots) -> int:
 # --- all rules
 
 
-@pytest.mark.parametrize("rule", ["evict", "migrate", "float", "priced"])
+@pytest.mark.parametrize("rule", ["evict", "migrate", "float", "float-lru", "priced"])
 def test_only_a_split_that_stays_rejects_what_it_cannot_hold(rule):
     core = play(rule, [Ask(0.0, 30 * PAGE, 1), Ask(0.1, 463 * PAGE, 1)], MOST_SLOTS)
     assert core.requests["reject_reason"].tolist() == [DOES_NOT_FIT if rule == "evict" else 0, DOES_NOT_FIT]
@@ -80,7 +80,7 @@ def shifting_traffic() -> list[Ask]:
     return asks
 
 
-@pytest.mark.parametrize("rule", ["evict", "migrate", "float", "priced"])
+@pytest.mark.parametrize("rule", ["evict", "migrate", "float", "float-lru", "priced"])
 def test_the_same_bytes_move_on_host_memory(rule):
     results = []
     for backend in ("accounting", "host"):
@@ -95,7 +95,7 @@ def test_the_same_bytes_move_on_host_memory(rule):
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("rule", ["migrate", "float", "priced"])
+@pytest.mark.parametrize("rule", ["migrate", "float", "float-lru", "priced"])
 def test_a_bad_split_at_start_is_made_good_when_traffic_shifts(rule):
     def mean_ttft_s(rule) -> float:
         core = play(rule, shifting_traffic(), 0.8, **TOY)
@@ -250,6 +250,36 @@ def test_cached_pages_go_before_cached_slots_whoever_is_short():
     finish(core)
     assert core.memory.ssm.meta.evictions == 0 < core.memory.kv.meta.evictions
     assert core.requests["admitted_s"][-2:].tolist() == [3.0, 4.0]
+
+
+def test_one_queue_drops_stale_snapshots_before_newer_pages():
+    """A conversation's older snapshots were not used since, while each turn used its pages again."""
+    turns = [Ask(0.2 * i, 10 * (i + 1) * PAGE + 1, 1, ["a"] * 10 * (i + 1)) for i in range(7)]
+    turns.insert(6, Ask(1.1, 60 * PAGE, 1, ["b"] * 60))
+
+    def gone(rule):
+        """Pages that could be matched, and snapshots, that made way for a prompt."""
+        core = play(rule, [*turns, Ask(3.0, 200 * PAGE, 1)], LAYOUT.share(12))
+        kv, ssm = core.memory.kv.meta, core.memory.ssm.meta
+        return kv.evictions - kv.junk_evictions, ssm.evictions
+
+    assert gone("float") == (40, 1), "the document's pages, and the state at their end"
+    assert gone("float-lru") == (0, 3)
+
+
+def test_a_padded_pool_needs_a_rule_without_a_split():
+    with pytest.raises(ValueError, match="layout=padded is one pool, which on_shortage=evict would divide"):
+        Policies(layout="padded")
+
+
+def test_a_padded_pool_sets_the_size_of_pages_and_gives_it_back():
+    padded = with_policies(CONFIG, Policies(layout="padded", on_shortage="float-lru"))
+    assert (padded.page_tokens, padded.decode_snapshot_tokens) == (528, 528)
+    layout = Core(padded).layout
+    assert layout.slot_bytes == 3 * layout.page_bytes == 3 * padded.padded_pool.block_bytes
+    assert with_policies(padded, CONFIG.policies) == CONFIG
+    with pytest.raises(ValueError, match="page_tokens is 64, but layout=padded has pages of 528 tokens here"):
+        dataclasses.replace(padded, page_tokens=64)
 
 
 def test_only_compaction_is_charged():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hbmgym.envs.traces.__main__ import main
 from hbmgym.envs.traces.classes import CHAT, SWARM
 from hbmgym.envs.traces.coding import no_ids
-from hbmgym.envs.traces.combine import concatenate, merge, scale, thin
+from hbmgym.envs.traces.combine import concatenate, cut, merge, scale, thin
 from hbmgym.envs.traces.compose import compose, compose_generated
 from hbmgym.envs.traces.episode import LOOPS
 from hbmgym.envs.traces.formats.compact import compact_bytes
@@ -402,3 +402,48 @@ def test_a_file_that_says_its_ids_are_from_nowhere_is_refused(tmp_path):
     np.savez(path, meta=np.array(json.dumps(meta)), **columns)
     with pytest.raises(TraceError, match="meta id_file is 7, expected a text"):
         load_trace(path)
+
+
+@FAST
+@given(SEEDS, st.floats(0.0, 60.0), st.floats(0.1, 60.0))
+def test_a_cut_keeps_what_arrives_in_it_as_it_was(seed, from_s, length_s):
+    trace = small(seed)
+    since_s = trace.arrival_s - trace.arrival_s[0]
+    kept = np.flatnonzero((since_s >= from_s) & (since_s < from_s + length_s))
+    if not len(kept):
+        with pytest.raises(TraceError, match="nothing arrives"):
+            cut(trace, from_s, from_s + length_s)
+        return
+    found = cut(trace, from_s, from_s + length_s)
+    for name in ("arrival_s", "input_tokens", "output_tokens"):
+        assert (getattr(found, name) == getattr(trace, name)[kept]).all()
+    whole = {tuple(trace.blocks(int(row)).tolist()) for row in kept}
+    assert {tuple(found.blocks(row).tolist()) for row in range(len(found))} == whole, "ids stay, so what is shared does"
+    parents = trace.parent[kept]
+    assert ((found.parent >= 0) <= (parents >= 0)).all()
+
+
+def test_a_cut_of_everything_is_the_trace():
+    trace = small(1)
+    found = cut(trace, 0.0, float("inf"))
+    assert (found.digest, found.id_file) == (trace.digest, trace.file_digest)
+
+
+@pytest.mark.parametrize(("from_s", "to_s"), [(5.0, 5.0), (9.0, 1.0), (float("nan"), 1.0)])
+def test_a_stretch_of_no_length_is_refused(from_s, to_s):
+    with pytest.raises(TraceError, match="expected an end after the start"):
+        cut(small(1), from_s, to_s)
+
+
+def test_a_session_library_cannot_be_cut():
+    with pytest.raises(TraceError, match="cannot cut a session library"):
+        cut(small(1, kind="session-library"), 0.0, 1.0)
+
+
+def test_the_command_cuts(tmp_path, capsys):
+    source, out = tmp_path / "whole.npz", tmp_path / "part.npz"
+    trace = small(3)
+    source.write_bytes(compact_bytes(trace))
+    main(["cut", str(source), "--from-s", "0", "--to-s", "20", "--out", str(out)])
+    assert f"{len(load_trace(out)):,} rows" in capsys.readouterr().out
+    assert len(load_trace(out)) == int((trace.arrival_s - trace.arrival_s[0] < 20.0).sum())

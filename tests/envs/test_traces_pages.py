@@ -73,10 +73,9 @@ def naive_blocks(trace, row):
 
 
 def pages(blocks, block_size, page_tokens):
-    if block_size % page_tokens == 0:
-        return [(block, part) for block in blocks for part in range(block_size // page_tokens)]
-    group = page_tokens // block_size
-    return [(block, 0) for block in blocks[group - 1 :: group]]
+    """A page is known by the last token that it shares with a block."""
+    tokens = [(block, token) for block in blocks for token in range(block_size)]
+    return tokens[page_tokens - 1 :: page_tokens]
 
 
 def oracle(trace, selection, page_tokens):
@@ -117,7 +116,7 @@ def check(trace, selection, page_tokens):
     assert episode.id_count == len(names)
 
 
-@pytest.mark.parametrize(("block_size", "page_tokens"), [(4, 4), (8, 2), (2, 6), (1, 1)])
+@pytest.mark.parametrize(("block_size", "page_tokens"), [(4, 4), (8, 2), (2, 6), (1, 1), (4, 6), (6, 4), (8, 3)])
 def test_random_traces_agree_with_the_oracle(block_size, page_tokens):
     rng = np.random.default_rng([block_size, page_tokens])
     for _ in range(60):
@@ -157,10 +156,20 @@ def test_trace_without_ids_has_no_pages():
     assert (len(episode.refs), episode.id_count) == (0, 0)
 
 
-def test_incompatible_page_size_names_both_numbers():
+def test_a_page_that_ends_within_a_block_is_shared_only_with_the_whole_block():
+    """vLLM's pages of 1056 tokens over blocks of 64: the first one ends in the middle of the 17th."""
+    ids = [list(range(33)), [*range(16), *range(40, 57)], [*range(17), *range(60, 76)]]
+    trace = make_trace(ids, [33 * 64] * 3, 64)
+    rows = episode_of(trace, select(trace, range(3)), 1056)
+    first = [int(rows.refs[row["ref_off"]]) for row in rows.rows]
+    assert first[0] == first[2] != first[1]
+    assert rows.rows["known_ids"].tolist() == [2, 2, 2] and rows.id_count == 5
+
+
+def test_a_page_without_tokens_is_refused():
     trace = make_trace([[0]], [6], 6)
-    with pytest.raises(TraceError, match="page_tokens is 4, expected a divisor or a multiple of the trace's 6-token"):
-        episode_of(trace, select(trace, [0]), 4)
+    with pytest.raises(TraceError, match="page_tokens is 0, expected an integer >= 1"):
+        episode_of(trace, select(trace, [0]), 0)
 
 
 def test_episode_above_the_limit_is_refused_with_the_remedy():

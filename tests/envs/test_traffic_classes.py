@@ -180,6 +180,25 @@ def test_compaction_keeps_prompts_below_the_cap_and_begins_anew_after_the_system
     assert (rows.input_tokens[anew] < rows.input_tokens[np.flatnonzero(anew) - 1]).all()
 
 
+def test_an_edited_turn_repeats_the_prompt_up_to_the_question_that_it_takes_back():
+    group = dataclasses.replace(classes.CHAT, turns=GeometricTurns(12.0, 20), edited=0.5)
+    rows = draw(group, np.arange(50.0), 1e9)
+    parent = rows.parent
+    before = np.where(parent >= 0, rows.input_tokens[parent], 0)
+    edited = (parent >= 0) & (rows.repeated < before // 64)
+    assert edited[rows.turn > 1].mean() == pytest.approx(0.5, abs=0.1)
+    assert not edited[rows.turn == 1].any(), "the first question stays"
+    # Once more by hand: a turn's own text is its prompt without what stood before it.
+    text, kept = dict.fromkeys(np.flatnonzero(parent < 0).tolist()), {}
+    for row in np.flatnonzero(parent >= 0).tolist():
+        last = parent[row]
+        kept[row] = rows.input_tokens[last] - text[last] if edited[row] else before[row] + rows.output_tokens[last]
+        text[row] = rows.input_tokens[row] - kept[row]
+        assert text[row] > 0
+        if edited[row]:
+            assert rows.repeated[row] == min(kept[row] // 64, before[row] // 64 - 1)
+
+
 # --- patterns
 
 

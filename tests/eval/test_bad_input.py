@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hbmgym.eval import bench, compare, eviction, opportunity, regret, tune
+from hbmgym.eval import bench, compare, opportunity, regret, rivals, rules, tune
 from hbmgym.train import ppo
 
 from .traffic import HBM_GIB, MODEL, write_trace
 
 MAINS = {
     module.__name__.rpartition(".")[2]: module.main
-    for module in (bench, compare, eviction, opportunity, ppo, regret, tune)
+    for module in (bench, compare, opportunity, ppo, regret, rivals, rules, tune)
 }
 TRAIN_TRACE = Path(__file__).resolve().parents[3] / "shared" / "traces" / "train" / "mooncake_synthetic.train.npz"
 
@@ -178,14 +178,38 @@ def test_a_damaged_real_trace_is_refused(script, workplace, refusal):
         (("--hbm-gib", "much"), "--hbm-gib: invalid float value: 'much'"),
         (("--hbm-gib", "100"), "lower hbm_gib"),
         (("--kv-dtype", "int3"), "choose one of fp32, bf16, fp16, fp8"),
-        (("--state-dtype", "int3"), "choose one of fp32, bf16, fp16, fp8"),
+        (("--state-dtype", "int3"), "choose one of fp32, bf16, fp16, fp8, int8"),
+        (("--draft-tokens", "-1"), "draft_tokens is -1, expected 0 to 32"),
+        (
+            ("--draft-tokens", "3", "--slots-per-request", "no_buffer"),
+            "slots_per_request is no_buffer, with which SGLang drafts no tokens, but draft_tokens is 3",
+        ),
+        (("--model", "gpt-oss-20b", "--hbm-gib", "0.1"), "but gpt-oss-20b needs 0.19 GiB for the 8192 prompt tokens"),
         (("--policies", "eviction=random"), "policy eviction is 'random'"),
+        (("--policies", "layout=padded"), "layout=padded is one pool, which on_shortage=evict would divide"),
+        (("--policies", "layout=padded,on_shortage=float", "--model", "gpt-oss-20b"), "12 window layers: choose"),
+        (("--transfers", "never"), "--transfers"),
         (("--policies", "eviction=lru,eviction=lpb"), "policies: eviction is given twice: lru and lpb"),
         (
             ("--policies", "on_shortage=cheapest"),
-            "policy on_shortage is 'cheapest', expected one of: evict, migrate, float, priced",
+            "policy on_shortage is 'cheapest', expected one of: evict, migrate, float, float-lru, priced",
         ),
+        (
+            ("--policies", "admission=first"),
+            "expected one of: fcfs, lpm, slo, past-future",
+        ),
+        (("--policies", "admission=past-future,on_shortage=priced"), "both say whether the queue's head gets in"),
+        (("--max-long-prefills", "-1"), "max_long_prefills is -1, expected an integer >= 0"),
+        (("--max-long-prefills", "1"), "no prompt counts as long: set long_prefill_tokens"),
+        (("--policies", "pin=forever"), "policy pin is 'forever', expected one of: none, ttl"),
+        (("--policies", "preemption=swap"), "policy preemption is 'swap', expected one of: recompute, offload"),
+        (("--host-gib", "0"), "host_gib is 0.0, expected a number above 0"),
+        (("--host-gib", "nan"), "host_gib is nan"),
         (("--policies", "luck=good"), "'luck=good'"),
+        (("--policies", "retention=newest"), "policy retention is 'newest', expected one of: all, latest, interval-N"),
+        (("--policies", "retention=interval-0"), "policy retention is 'interval-0', expected interval- and an integer"),
+        (("--policies", "retention=path-cap-2.5"), "expected path-cap- and an integer from 1 to"),
+        (("--policies", "retention=optimal-65"), "expected optimal- and an integer from 1 to 64"),
         (("--slots-per-request", "0"), "slots_per_request is 0"),
         (("--slots-per-request", "9"), "slots_per_request is 9, expected 1 to 8"),
         (("--slots-per-request", "some"), "presets: off, no_buffer, extra_buffer_lazy, extra_buffer"),
@@ -366,7 +390,7 @@ def test_a_run_that_does_not_exist_cannot_be_resumed(refusal):
     assert "--resume nowhere" in refusal("ppo", "--resume", "nowhere")
 
 
-evaluators = pytest.mark.parametrize("script", ["compare", "eviction", "opportunity", "regret", "tune"])
+evaluators = pytest.mark.parametrize("script", ["compare", "opportunity", "regret", "rivals", "rules", "tune"])
 
 
 @evaluators
@@ -379,12 +403,18 @@ def test_a_bad_number_of_an_evaluation_is_named(script, flag, value, refusal):
     assert flag.strip("-") in refusal(script, flag, value)
 
 
-@pytest.mark.parametrize("script", ["eviction", "opportunity", "regret", "tune"])
+@pytest.mark.parametrize("script", ["opportunity", "regret", "rivals", "rules", "tune"])
 def test_a_trace_that_is_not_there_is_named(script, refusal):
     assert "nowhere.jsonl: cannot be read: No such file" in refusal(script, "--trace", "nowhere.jsonl")
 
 
-@pytest.mark.parametrize(("script", "flag"), [("regret", "--controllers"), ("tune", "--controller")])
+def test_a_reference_that_moves_the_split_is_named(refusal):
+    assert "--statics names gradient, expected static-<kv_share>" in refusal("rivals", "--statics", "gradient")
+
+
+@pytest.mark.parametrize(
+    ("script", "flag"), [("regret", "--controllers"), ("rules", "--moving"), ("tune", "--controller")]
+)
 def test_an_unknown_controller_is_named(script, flag, refusal):
     assert "controller 'nobody' " in refusal(script, flag, "nobody")
 
@@ -401,6 +431,21 @@ def test_an_output_folder_that_cannot_be_made_is_named(script, arguments, out, w
     (workplace / "file").write_text("mine")
     assert f"--out {out}" in refusal(script, *arguments, "--out", out)
     assert (workplace / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("vary", "line"),
+    [
+        ("luck=good,bad", "'luck' is none of eviction, admission"),
+        ("retention=", "expected different values: FIELD=A,B"),
+        ("retention=all,all", "expected different values"),
+        ("retention=newest", "policy retention is 'newest'"),
+        ("long_prefill_tokens=many", "'many' is no int"),
+        ("layout=separate,padded", "layout=padded is one pool, which on_shortage=evict would divide"),
+    ],
+)
+def test_what_cannot_be_varied_is_named(vary, line, refusal):
+    assert line in refusal("rules", "--vary", vary)
 
 
 def test_a_table_that_cannot_be_written_is_named(refusal):
@@ -426,7 +471,7 @@ def interrupted(workplace, monkeypatch, capsys) -> Callable[..., None]:
     return run
 
 
-@pytest.mark.parametrize("script", ["compare", "eviction", "opportunity", "ppo", "regret", "tune"])
+@pytest.mark.parametrize("script", ["compare", "opportunity", "ppo", "regret", "rivals", "rules", "tune"])
 def test_ctrl_c_while_it_gets_ready_leaves_nothing(script, interrupted):
     interrupted(script, f"{MAINS[script].__module__}.seeds_for")
 

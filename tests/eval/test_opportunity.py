@@ -33,6 +33,8 @@ def episode(costs, default, dynamic):
         "statics": statics,
         "default": figures(default),
         "dynamic": figures(dynamic),
+        "float": figures(0.9 * default),
+        "float-lru": figures(0.8 * default),
         "both_full": figures(0.1),
         "rho": 0.8,
     }
@@ -138,7 +140,7 @@ def test_an_episode_measures_statics_default_dynamic_and_twice_the_memory_on_the
 
 
 def test_platforms_leave_an_eighth_of_the_memory_and_the_first_is_the_default():
-    assert [platform.config.hbm_gib for platform in PLATFORMS] == [40.0, 40.0, 33.0, 1.3]
+    assert [platform.config.hbm_gib for platform in PLATFORMS] == [40.0, 40.0, 33.0, 1.3, 33.0, 7.3, 36.0]
 
 
 def test_finished_episodes_are_not_run_again(tmp_path, monkeypatch):

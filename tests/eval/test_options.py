@@ -21,3 +21,7 @@ def test_the_price_mode_reaches_the_admitter():
 
 def test_without_flags_it_is_the_default_configuration():
     assert ServingOptions().serving_config() == ServingConfig()
+
+
+def test_a_resize_can_suspend_what_runs():
+    assert ServingOptions(transfers="suspend").serving_config().transfers == "suspend"

@@ -66,6 +66,27 @@ def test_a_cell_has_exactly_the_promised_fields():
     assert cell["mapped_chunks"] * 2 * 2**20 == CONFIG.budget_bytes
 
 
+@pytest.mark.parametrize(
+    ("policies", "more"),
+    [
+        (Policies(pin="ttl"), {"pins", "pins_used", "pins_given_up"}),
+        (Policies(preemption="offload"), {"offloads", "offloaded_bytes", "restored_bytes"}),
+    ],
+)
+def test_a_policy_for_sessions_counts_what_it_did(policies, more):
+    cell = cells("static-0.3", config=dataclasses.replace(CONFIG, policies=policies, pin_price=0.0))[0]
+    assert set(cell) == FIELDS | more and all(cell[name] >= 0 for name in more)
+    assert cell.get("pins") != 0, "chat has sessions that go on"
+
+
+def test_settings_count_in_a_setup_only_where_they_act():
+    plain, dear = (dataclasses.replace(CONFIG, pin_price=price, host_gib=10 * price) for price in (1.0, 2.0))
+    assert setup_hash(plain) == setup_hash(dear)
+    for policies in (Policies(pin="ttl"), Policies(preemption="offload")):
+        one, other = (setup_hash(dataclasses.replace(config, policies=policies)) for config in (plain, dear))
+        assert one != other != setup_hash(plain)
+
+
 def test_a_cell_survives_json():
     cell = cells("demand")[0]
     assert json.loads(json.dumps(cell, allow_nan=False)) == cell
@@ -210,7 +231,7 @@ def test_a_static_controller_leaves_chunks_where_shortages_moved_them():
     assert cell["kv_share_max"] < 0.7, "the shortages were over before the measured part"
 
 
-@pytest.mark.parametrize("on_shortage", ["evict", "migrate", "float", "priced"])
+@pytest.mark.parametrize("on_shortage", ["evict", "migrate", "float", "float-lru", "priced"])
 def test_the_settings_of_a_shortage_rule_are_part_of_the_setup_where_they_act(on_shortage):
     plain = dataclasses.replace(CONFIG, policies=Policies(on_shortage=on_shortage))
     others = {"migrate": MigrateOnFailure(chunks=32), "priced": PricedAdmission(max_deferrals=7)}

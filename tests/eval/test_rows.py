@@ -142,7 +142,7 @@ BAD = {
     "engine": ({"engine": "TensorRT"}, "engine is 'TensorRT', expected vLLM or SGLang"),
     "weights": ({"weight_dtype": "int3"}, "unknown dtype of weights 'int3'"),
     "kv": ({"kv_dtype": "int3"}, "unknown dtype 'int3'"),
-    "state": ({"state_dtype": "int3"}, "unknown dtype 'int3'"),
+    "state": ({"state_dtype": "int3"}, "unknown dtype of states 'int3'"),
     "no prompt": ({"input_tokens": 0}, "input_tokens is '0', expected an integer from 1 to 10000000"),
     "long prompt": ({"input_tokens": 10**30}, "input_tokens is '10000"),
     "half a token": ({"input_tokens": 1.5}, "input_tokens is '1.5'"),

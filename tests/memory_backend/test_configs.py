@@ -1,6 +1,8 @@
 """read_config against the shipped shapes; each file in configs holds the fields that it reads, and their source."""
 
+import copy
 import json
+import random
 from dataclasses import asdict
 from pathlib import Path
 
@@ -90,6 +92,127 @@ def test_experts_lie_where_qwen3_moe_says(tmp_path):
     assert (model.dense_width, model.expert_width, model.expert_input) == (25600, 768, 5120)
 
 
+@pytest.mark.parametrize(
+    ("slug", "layers", "slot_bytes", "tokens"),
+    [
+        ("qwen3.8-27b", (16, 0, 48), 153_944_064, 2_349),  # SGLang's cookbook: 153.9 MB per fp32 slot
+        ("kimi-k3", (24, 0, 69), 449_372_160, 16_253),
+        ("nemotron-3-super-120b-a12b", (8, 0, 40), 170_229_760, 20_780),
+        ("gpt-oss-120b", (18, 18, 0), 4_718_592, 128),
+        ("gemma-3-12b", (8, 40, 0), 320 * 2**20, 5_120),
+        ("gemma-4-12b", (8, 40, 0), 320 * 2**20, 20_480),
+        ("gemma-4-31b", (10, 50, 0), 800 * 2**20, 10_240),
+        ("ling-3.0-flash", (7, 0, 35), 75_980_800, 9_422),
+        ("ring-mini-linear-2.0", (4, 0, 16), 16 * 2**20, 2_048),
+        ("mimo-v2-flash", (9, 39, 0), 25_559_040, 1_109),
+        ("step-3.7-flash", (12, 33, 0), 69_206_016, 1_408),
+    ],
+)
+def test_slots_are_as_large_as_published(slug, layers, slot_bytes, tokens):
+    model = read_config(CONFIGS / f"{slug}.json")
+    assert (model.attention_layers, model.window_layers, model.recurrent_layers) == layers
+    assert model.slot_bytes("fp32") == slot_bytes
+    assert slot_bytes / model.kv_token_bytes("bf16") == pytest.approx(tokens, abs=0.5)
+
+
+def test_layers_that_read_the_kv_of_others_cache_none():
+    """Gemma 4 E4B: 18 of 42 layers read, 3 of 7 full ones and 15 of 35 with a window; 24 cache."""
+    model = read_config(CONFIGS / "gemma-4-e4b.json")
+    assert (model.reused_kv_layers, model.reused_window_layers) == (3, 15)
+    assert model.kv_token_bytes("bf16") == 4 * 2 * 2 * 512 * 2
+    assert model.kv_read_bytes("bf16") == 7 * 2 * 2 * 512 * 2
+    assert model.window_bytes() == 20 * 512 * 2 * 2 * 256 * 2
+    assert model.window_read_bytes() == 35 * 512 * 2 * 2 * 256 * 2
+
+
+def test_keys_that_are_values_are_one_projection_and_cached_twice(tmp_path):
+    config = json.loads((CONFIGS / "gemma-4-31b.json").read_text())
+    apart = copy.deepcopy(config)
+    apart["text_config"].update(attention_k_eq_v=False, num_key_value_heads=4)
+    one, two = (read_config(write(tmp_path / "x.json", each)) for each in (config, apart))
+    assert (one.attention_in, two.attention_in) == ((32 + 4) * 512, (32 + 8) * 512)
+    assert one.kv_token_bytes("bf16") == two.kv_token_bytes("bf16") == 80 * 1024
+
+
+def test_a_ling_of_2_5_has_lightning_attention_where_3_0_has_kda(tmp_path):
+    """Ling 2.5 and 2.6 of 1T: 80 layers of 8192, groups of 8, 11.25 KiB of KV per token."""
+    config = json.loads((CONFIGS / "ling-3.0-flash.json").read_text())
+    del config["short_conv_kernel_size"], config["no_kda_lora"]
+    config.update(num_hidden_layers=80, hidden_size=8192, num_attention_heads=64, layer_group_size=8)
+    model = read_config(write(tmp_path / "ling.json", config))
+    assert (model.attention_layers, model.recurrent_layers, model.conv_shape) == (10, 70, None)
+    assert model.kv_token_bytes("bf16") == 11.25 * 1024
+    assert model.state_shape == (64, 128, 128)
+
+
+def test_layers_beyond_the_last_whole_group_attend(tmp_path):
+    config = json.loads((CONFIGS / "ring-mini-linear-2.0.json").read_text())
+    model = read_config(write(tmp_path / "ring.json", {**config, "num_hidden_layers": 22}))
+    assert (model.attention_layers, model.recurrent_layers) == (6, 16)
+
+
+def test_a_short_convolution_is_all_that_lfm2_keeps():
+    model = read_config(CONFIGS / "lfm2-8b-a1b.json")
+    assert (model.attention_layers, model.recurrent_layers, model.state_elements) == (6, 18, 0)
+    assert model.slot_bytes("fp32") == model.slot_bytes("bf16") == 18 * 2048 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("config", "params"),
+    [
+        (  # Olmo-3-7B
+            {"model_type": "olmo3", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+             "intermediate_size": 11008, "vocab_size": 100278, "sliding_window": 4096}, 7.3e9,
+        ),
+        (  # EXAONE-4.0-32B
+            {"model_type": "exaone4", "hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 40,
+             "num_key_value_heads": 8, "intermediate_size": 27392, "vocab_size": 102400, "sliding_window": 4096}, 32e9,
+        ),
+        (  # c4ai-command-r7b-12-2024
+            {"model_type": "cohere2", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+             "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 256000, "sliding_window": 4096}, 8e9,
+        ),
+    ],
+    ids=lambda case: case["model_type"] if isinstance(case, dict) else "",
+)  # fmt: skip
+def test_every_fourth_layer_attends_to_all_where_the_config_does_not_list_them(tmp_path, config, params):
+    model = read_config(write(tmp_path / "x.json", config))
+    assert (model.attention_layers, 3 * model.attention_layers) == (
+        config["num_hidden_layers"] // 4,
+        model.window_layers,
+    )
+    assert model.total_params == pytest.approx(params, rel=0.02)
+
+
+def test_layers_that_predict_further_tokens_may_be_listed(tmp_path):
+    config = json.loads((CONFIGS / "step-3.7-flash.json").read_text())
+    further = [*config["layer_types"], *["sliding_attention"] * 3]
+    model = read_config(write(tmp_path / "step.json", {**config, "layer_types": further}))
+    assert shape(model) == shape(MODELS["step-3.7-flash"])
+    one_more = {**config, "layer_types": [*further, "sliding_attention"]}
+    with pytest.raises(ValueError, match="layer_types has 49 layers, but num_hidden_layers is 45"):
+        read_config(write(tmp_path / "step.json", one_more))
+
+
+def test_a_model_of_three_kinds_of_cache_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(ValueError, match="'deepseek_v4' keeps three kinds of cache"):
+        read_config(write(tmp_path / "x.json", {"model_type": "deepseek_v4"}))
+
+
+def test_a_nested_model_is_known_by_its_own_type(tmp_path):
+    config = {"model_type": "a_wrapper_with_vision", "text_config": BAMBA_9B}
+    assert shape(read_config(write(tmp_path / "x.json", config))) == shape(
+        read_config(write(tmp_path / "y.json", BAMBA_9B))
+    )
+
+
+def test_a_model_without_full_attention_has_nothing_for_a_kv_pool(tmp_path):
+    config = json.loads((CONFIGS / "gpt-oss-20b.json").read_text())
+    config["layer_types"] = ["sliding_attention"] * len(config["layer_types"])
+    with pytest.raises(ValueError, match="no layer caches the whole context"):
+        read_config(write(tmp_path / "x.json", config))
+
+
 def test_both_spellings_of_layers_are_read_alike(tmp_path):
     minimax = json.loads((CONFIGS / "minimax-text-01.json").read_text())
     kinds = ["full_attention" if kind else "linear_attention" for kind in minimax.pop("attn_type_list")]
@@ -133,7 +256,27 @@ def test_find_model_reads_a_path_once(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "mamba3"}, "model_type 'mamba3' is not known"),
+        (
+            {"model_type": "mamba3"},
+            "model_type 'mamba3' is not known; a reader of this architecture would need hidden_",
+        ),
+        ({"hidden_size": -4096}, "hidden_size is -4096, expected an integer >= 1"),
+        ({"hidden_size": "4096"}, "hidden_size is '4096', expected an integer >= 1"),
+        ({"hidden_size": True}, "hidden_size is True, expected an integer >= 1"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads is 5, expected a divisor of num_attention_heads, 32"),
+        (
+            {"attn_layer_indices": [9, 32]},
+            "attn_layer_indices is [9, 32], expected different numbers of layers, 0 to 31",
+        ),
+        ({"attn_layer_indices": [9, 9]}, "attn_layer_indices is [9, 9], expected different numbers of layers, 0 to 31"),
+        ({"attn_layer_indices": 9}, "attn_layer_indices is 9, expected different numbers of layers, 0 to 31"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', expected true or false"),
+        ({"text_config": [1]}, "text_config is [1], expected an object"),
+        (
+            {"model_type": "gpt_oss", "layer_types": ["full_attention"] * 31},
+            "layer_types has 31 layers, but num_hidden_layers is 32",
+        ),
+        ({"model_type": "gpt_oss", "layer_types": 4}, "layer_types is 4, expected a list with a kind for each layer"),
         ({"hidden_size": None}, "field 'hidden_size' of architecture 'bamba' is missing"),
         ({"mamba_d_state": None}, "field 'mamba_d_state' of architecture 'bamba' is missing"),
         ({"mamba_ssm_dtype": "int3"}, "state dtype 'int3' is not known: known are float32, bfloat16, float16"),
@@ -150,6 +293,31 @@ def test_a_config_that_cannot_be_read_is_one_line_with_file_and_field(tmp_path, 
         read_config(path)
     message = str(error.value)
     assert message.startswith(f"{path}: ") and said in message and "\n" not in message
+
+
+ODD = [None, -1, 0, 3, 2.5, "x", True, [], [1], ["mamba"], {}, 10**30]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_damaged_config_is_a_model_or_one_line_that_names_the_file(tmp_path, path):
+    """Every field of every config in turn is made odd in a few ways, or its list cut, swapped or lengthened."""
+    draw = random.Random(path.stem)
+    whole = json.loads(path.read_text())
+    for place in (whole, whole.get("text_config", {}), whole.get("linear_attn_config", {})):
+        for name, value in list(place.items()):
+            cut = [value[:-1], [*value, *value[:1]], draw.sample(value, len(value))] if isinstance(value, list) else []
+            for odd in (*draw.sample(ODD, 4), *cut):
+                place[name] = odd
+                damaged = write(tmp_path / "damaged.json", whole)
+                try:
+                    model = read_config(damaged)
+                except ValueError as error:
+                    assert str(error).startswith(f"{damaged}: ") and "\n" not in str(error)
+                else:
+                    assert (
+                        model.kv_token_bytes("bf16") > 0 and model.slot_bytes("fp32") >= 0 and model.counted_params > 0
+                    )
+            place[name] = value
 
 
 def test_an_unknown_architecture_lists_the_known_ones(tmp_path):

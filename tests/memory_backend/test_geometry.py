@@ -72,6 +72,14 @@ def test_slot_is_state_and_convolution_of_all_recurrent_layers():
     assert TINY.slot_bytes("fp32") == 7 * (24 * 4 + 11 * 3 * 2)
 
 
+@pytest.mark.parametrize("dtype", ["fp8", "int8"])
+def test_states_of_one_byte_keep_a_scale_per_row_of_a_head(dtype):
+    assert TINY.state_bytes(dtype) == 7 * (2 * 3 * 4 + 2 * 3 * 4)
+    assert TINY.slot_bytes(dtype) == TINY.state_bytes(dtype) + TINY.conv_bytes
+    square = replace(TINY, state_shape=(32, 128, 128))
+    assert square.state_bytes(dtype) / square.state_bytes("fp32") == (1 + 4 / 128) / 4
+
+
 def test_convolution_stays_bf16_whatever_the_state():
     assert TINY.slot_bytes("bf16") - TINY.state_bytes("bf16") == TINY.conv_bytes == 7 * 11 * 3 * 2
 
@@ -87,6 +95,20 @@ def test_a_window_belongs_to_the_slot_and_not_to_the_pages():
     assert windowed.slot_bytes("bf16") == TINY.slot_bytes("bf16") + window  # bf16 whatever the state
     assert windowed.kv_token_bytes("fp8") == TINY.kv_token_bytes("fp8")
     assert windowed.layers == TINY.layers + 5 == 2 + 7 + 5
+
+
+def test_a_window_may_have_heads_of_its_own():
+    windowed = replace(TINY, window_layers=5, window_tokens=128, window_kv_heads=4, window_head_dim=7)
+    assert windowed.window_token_bytes() == 5 * 2 * 4 * 7 * 2
+    assert windowed.window_token_bytes(4) == 5 * 2 * 1 * 7 * 2
+    assert windowed.kv_token_bytes("bf16") == TINY.kv_token_bytes("bf16")
+    assert windowed.shares_out(1) and not windowed.shares_out(3)  # 3 query heads, but 4 KV heads in windows
+
+
+def test_only_recurrent_bytes_are_copied_and_windows_are_not():
+    windowed = replace(TINY, window_layers=5, window_tokens=128)
+    assert windowed.recurrent_bytes("fp32") == TINY.slot_bytes("fp32")
+    assert find_model("gpt-oss-120b").recurrent_bytes("fp32") == 0
 
 
 def test_heads_of_a_window_are_shared_out_and_copied_as_those_of_pages():
@@ -127,6 +149,8 @@ def test_unknown_model_is_one_line_with_the_known_slugs_and_a_guess():
 
 
 def test_unknown_dtype_names_the_known_ones():
+    with pytest.raises(ValueError, match="unknown dtype of states 'int3': choose one of fp32, bf16, fp16, fp8, int8"):
+        TINY.slot_bytes("int3")
     with pytest.raises(ValueError, match="unknown dtype 'int3': choose one of fp32, bf16, fp16, fp8"):
         dtype_bytes("int3")
 

@@ -202,6 +202,49 @@ def test_stalling_moves_cost_a_running_request_their_modelled_time():
     assert extra_s == pytest.approx(moved * 75e-6, rel=1e-9)
 
 
+def test_where_everything_fits_a_suspension_costs_what_a_stall_does():
+    assert busy_end_s("suspend", True) == busy_end_s("stall", True)
+
+
+def three_running(transfers) -> Core:
+    """Six slots are live, and two are asked for."""
+    core = start([Ask(0.001 * i, 64, 200) for i in range(3)], SSM_HEAVY, transfers=transfers)
+    run_until(core, lambda c: c.telemetry.running == 3)
+    core.request_split(KV_HEAVY)
+    core.run_window()
+    return core
+
+
+def test_a_stalled_resize_waits_for_running_requests():
+    core = three_running("stall")
+    assert core.memory.ssm.meta.live == 6 and chunks(core) != wanted(core, KV_HEAVY)
+    assert core.counters.preemptions == 0
+
+
+def test_a_suspended_resize_preempts_the_youngest_until_the_others_fit():
+    core = three_running("suspend")
+    assert chunks(core) == wanted(core, KV_HEAVY) and core.memory.ssm.meta.live == 2
+    assert core.requests["preemptions"].tolist() == [0, 1, 1]
+    run_until(core, lambda c: c.done)
+    assert np.all(core.requests["status"] == FINISHED)
+    assert np.all(np.diff(core.requests["ended_s"]) > 0), "one after the other, oldest first"
+
+
+def test_a_suspended_resize_never_preempts_the_oldest():
+    core = start([Ask(0.0, 300 * PAGE, 400)], KV_HEAVY, transfers="suspend")
+    run_until(core, lambda c: c.telemetry.running == 1)
+    core.request_split(SSM_HEAVY)
+    core.run_window()
+    assert core.counters.preemptions == 0 and chunks(core) == wanted(core, KV_HEAVY), "its pages give no chunk away"
+    run_until(core, lambda c: c.done)
+    assert core.requests[0].status == FINISHED
+
+
+def test_an_unknown_way_to_move_chunks_is_refused():
+    with pytest.raises(ValueError, match="transfers is 'never', expected one of: overlapped, stall, suspend"):
+        ServingConfig(transfers="never")
+
+
 def test_copies_of_a_run_delay_the_next_one():
     # The 300 pages of the first prompt leave first; the 15 of the second, above them, are copied down.
     core = start([cached_pages(300), Ask(0.1, 15 * PAGE, 1, ["b"] * 15)])

@@ -1,12 +1,17 @@
 """How many snapshots are stale."""
 
+import dataclasses
+
 import numpy as np
 
+from hbmgym.envs.serving.config import Policies
 from hbmgym.envs.serving.core import Core
-from hbmgym.eval.eviction import count_stale, measure_staleness, parents_of
+from hbmgym.eval.staleness import count_stale, measure_staleness, parents_of
 from hbmgym.memory_backend.pools import NONE
 from tests.envs.episodes import SMALL_PAGE, Ask, make_episode
 from tests.envs.test_eviction_orders import SMALL
+
+KEEPING = dataclasses.replace(SMALL, policies=Policies(retention="all"))
 
 
 def turn(at_s, pages, session):
@@ -25,7 +30,7 @@ def test_the_parent_of_a_page_id_is_the_page_before_it():
 
 
 def test_a_snapshot_is_stale_once_a_deeper_one_of_its_prefix_is_there():
-    core = Core(SMALL)
+    core = Core(KEEPING)
     core.reset(EPISODE, 0.3)
     stale = []
     for _ in range(8):
@@ -34,6 +39,14 @@ def test_a_snapshot_is_stale_once_a_deeper_one_of_its_prefix_is_there():
     assert stale[1] == (0, 1)  # the first turn's
     assert stale[3] == (1, 2)  # and the second's
     assert stale[-1] == (2, 4)  # session b's is fresh
+
+
+def test_none_is_stale_where_the_latest_alone_stay():
+    core = Core(SMALL)
+    core.reset(EPISODE, 0.3)
+    for _ in range(8):
+        core.run_window()
+    assert count_stale(core.memory, parents_of(EPISODE)) == (0, 2)
 
 
 def test_staleness_of_an_episode_without_a_measured_window_is_unknown():
