@@ -73,15 +73,16 @@ class Overlaps(NamedTuple):
 
 def make_overlaps(retention: Retention, rows: int, id_count: int, most_pages: int) -> Overlaps:
     """Nothing seen so far, but that a prompt may be continued."""
+    checkpoints = retention.number
     if retention.kind != OPTIMAL:
-        rows = id_count = most_pages = 1
+        rows = id_count = most_pages = checkpoints = 1
     counts = np.zeros(MOST_BEHIND + 1, np.int64)
     counts[0] = 1
     return Overlaps(
         np.zeros(max(id_count, 1), np.int32),
         counts,
-        np.zeros((max(rows, 1), max(retention.number, 1) if retention.kind == OPTIMAL else 1), np.int32),
-        make_placement(most_pages, retention.number if retention.kind == OPTIMAL else 1),
+        np.zeros((max(rows, 1), checkpoints), np.int32),
+        make_placement(most_pages, checkpoints),
     )
 
 

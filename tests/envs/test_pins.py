@@ -17,6 +17,7 @@ from hbmgym.memory_backend.pools import NONE, SESSION
 from tests.envs.episodes import PLAIN_ENGINE, Ask, long_sessions, make_episode, small_configs
 from tests.envs.test_engine_naive import compare, many_examples
 from tests.envs.test_engine_properties import some_examples
+from tests.envs.test_shortage import finish, run_until
 
 PAGE = 64
 CONFIG = ServingConfig(
@@ -40,18 +41,6 @@ def start(asks, kv_share=0.5, **settings) -> Core:
     core = Core(dataclasses.replace(CONFIG, **settings), check=True)
     core.reset(make_episode(asks, loop="closed"), kv_share)
     return core
-
-
-def run_until(core: Core, reached, most_windows=3000) -> Core:
-    for _ in range(most_windows):
-        if reached(core):
-            return core
-        core.run_window()
-    pytest.fail(f"{most_windows} windows were not enough")
-
-
-def finish(core: Core) -> Core:
-    return run_until(core, lambda c: c.done)
 
 
 def pinned_rows(core: Core) -> list[int]:
