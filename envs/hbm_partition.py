@@ -14,7 +14,7 @@ from hbmgym.controllers.base import TELEMETRY_TABLE
 from hbmgym.controllers.floor import ShareFloor
 from hbmgym.controllers.observation import OBSERVATION_SIZE, OBSERVATION_TABLE, observe
 from hbmgym.envs.render import HistoryFigure, ansi_line
-from hbmgym.envs.serving.config import Policies, ServingConfig
+from hbmgym.envs.serving.config import Policies, ServingConfig, with_policies
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.engines import ENGINE_PROFILES, find_engine
 from hbmgym.envs.traces.episode import Episode, Loop
@@ -309,7 +309,8 @@ def serving_config(settings: Mapping[str, Any]) -> ServingConfig:
 
     `engine`, `policies`, `migrate` and `priced` are mappings, what they leave out is as in the defaults; `engine` may
     also be the name of a profile or its file (a mapping with a known name leaves out from that one), and `policies`
-    text like 'eviction=lru,...'. Raises a one-line ValueError that names the field.
+    text like 'eviction=lru,...'. layout=padded sets page_tokens where they are not given. Raises a one-line
+    ValueError that names the field.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(ServingConfig)}
     given = {}
@@ -321,7 +322,10 @@ def serving_config(settings: Mapping[str, Any]) -> ServingConfig:
             if defaults[name] is not None:
                 _check_type(name, value, type(defaults[name]))
             given[name] = value
-    return ServingConfig(**given)
+    if "page_tokens" in given:
+        return ServingConfig(**given)
+    policies = given.pop("policies", Policies())
+    return with_policies(ServingConfig(**given), policies)
 
 
 def _nested(name: str, value: Any, default: Any) -> Any:

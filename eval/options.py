@@ -166,7 +166,7 @@ class ServingOptions:
                 say_notices([workload.trace])
                 known = output_id_fraction(episode)
                 if not math.isnan(known):
-                    print(f"{workload.name}: {known:.0%} of the generated pages have ids", file=sys.stderr)
+                    print(f"{workload.name}: {known:.0%} of the generated pages are in a later prompt", file=sys.stderr)
         for notice in self._notices_of_times():
             print(notice, file=sys.stderr)
 

@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -25,13 +25,16 @@ from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import Workload
+from hbmgym.eval.advising.settings import default_controller
 from hbmgym.eval.cells import Bench, Runner, Task
 from hbmgym.eval.comparison import STATIC_GRID, WorkloadResult, controller_names
 from hbmgym.eval.intervals import mean_interval, relative_difference
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import UNBOUNDED_WIDTH
+from hbmgym.memory_backend.geometry import find_model
+from hbmgym.memory_backend.padding import can_be_padded
 
-DEFAULT_SPLIT = "sglang-0.9"
+DEFAULT_SPLIT = "SGLang's default"
 BEST_STATIC = "best static"
 
 
@@ -52,15 +55,22 @@ class Rival:
 
 RIVALS = (
     Rival("SGLang, fixed split"),
-    Rival("SGLang, one buffer", policies=(("on_shortage", "float"),)),
-    Rival("vLLM, padded pool", policies=(("on_shortage", "float-lru"), ("layout", "padded"))),
-    Rival("the same, not padded", policies=(("on_shortage", "float-lru"),)),
+    Rival("SGLang, one buffer", transfers="overlapped", policies=(("on_shortage", "float"),)),
+    Rival("vLLM, padded pool", transfers="overlapped", policies=(("on_shortage", "float-lru"), ("layout", "padded"))),
+    Rival("the same, not padded", transfers="overlapped", policies=(("on_shortage", "float-lru"),)),
     Rival("TensorRT-LLM, rebalancer", "moving-average", "suspend"),
     Rival("the same, beside the work", "moving-average", "overlapped"),
     Rival("the same, tuned", "moving-average:tuned", "suspend"),
     Rival("tlru, fixed split", policies=(("eviction", "tlru"),)),
     Rival("tlru, best static", BEST_STATIC, policies=(("eviction", "tlru"),)),
 )
+
+
+def rivals_of(config: ServingConfig) -> dict[Rival, ServingConfig]:
+    """The rivals and what each runs under; without the padded pool where there is nothing to pad."""
+    padded = can_be_padded(find_model(config.model))
+    rivals = [rival for rival in RIVALS if padded or ("layout", "padded") not in rival.policies]
+    return {rival: rival.config(config) for rival in rivals}
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         statics = controller_names(options.statics, make_layout(config))
         if movers := [name for name in statics if not is_static(name)]:
             raise ValueError(f"--statics names {movers[0]}, expected static-<kv_share> or {STATIC_GRID}")
-        configs = {rival: rival.config(config) for rival in RIVALS}
+        configs = rivals_of(config)
         workloads = {rival: options.workloads(own) for rival, own in configs.items()}
         seeds = seeds_for("validation" if part == "all" else part, options.seeds)
         options.announce(options.workloads(config), part, seeds[0])
@@ -94,10 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             reference = _run(config, workload, statics, part, seeds, options.jobs)
             best = reference.best_static
             assert best is not None, "all of them are static"
-            results = []
+            results = {}
             for rival, own in configs.items():
-                name = best if rival.controller == BEST_STATIC else rival.controller
-                results.append(_run(own, workloads[rival][w], [name], part, seeds, options.jobs))
+                held = {BEST_STATIC: best, DEFAULT_SPLIT: default_controller(own)}
+                name = held.get(rival.controller, rival.controller)
+                results[rival] = _run(own, workloads[rival][w], [name], part, seeds, options.jobs)
             _show(workload.name, reference, results)
 
 
@@ -109,7 +120,7 @@ def _run(
     return WorkloadResult(workload.name, float("nan"), [rollout.cell for rollout in rollouts])
 
 
-def _show(name: str, reference: WorkloadResult, results: Sequence[WorkloadResult]) -> None:
+def _show(name: str, reference: WorkloadResult, results: Mapping[Rival, WorkloadResult]) -> None:
     best = reference.best_static
     assert best is not None
     console = Console(width=None if sys.stdout.isatty() else UNBOUNDED_WIDTH, soft_wrap=True)
@@ -119,7 +130,7 @@ def _show(name: str, reference: WorkloadResult, results: Sequence[WorkloadResult
         table.add_column(title, justify="left" if title in ("rules", "controller") else "right", no_wrap=True)
     mean, low, high = mean_interval(costs)
     table.add_row(BEST_STATIC, *_columns(reference, best, f"{mean:.3f} [{low:.3f}, {high:.3f}]"))
-    for rival, result in zip(RIVALS, results, strict=True):
+    for rival, result in results.items():
         controller = result.controllers[0]
         change, low, high = relative_difference(result.column(controller, "cost"), costs)
         cost = f"{result.mean(controller, 'cost'):.3f} {change:+.1%} [{low:+.1%}, {high:+.1%}]"

@@ -31,6 +31,7 @@ from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import Workload
+from hbmgym.eval.advising.settings import default_controller
 from hbmgym.eval.cells import Bench, UnusableFolder, claimed
 from hbmgym.eval.comparison import STATIC_GRID, WorkloadResult, compare, controller_names
 from hbmgym.eval.intervals import mean_interval, relative_difference
@@ -39,7 +40,6 @@ from hbmgym.eval.staleness import measure_staleness
 from hbmgym.eval.table import UNBOUNDED_WIDTH
 from hbmgym.files import write_atomically
 
-DEFAULT_SPLIT = "sglang-0.9"
 SETTINGS: dict[str, type] = {
     field.name: type(field.default)
     for field in dataclasses.fields(ServingConfig)
@@ -62,7 +62,7 @@ class RuleOptions(ServingOptions):
         f"({', '.join(SETTINGS)})",
         metavar="FIELD=A,B,...",
     )
-    at: str = option(DEFAULT_SPLIT, "the split beside the best ones", metavar="CONTROLLER")
+    at: str = option("", "the split beside the best ones (default: SGLang's for the model)", metavar="CONTROLLER")
     moving: str = option("", "controllers to show beside the static splits, comma separated")
     seeds: int = option(5, "episodes per workload")
     split: str = option("validation", "part of the data", choices=("train", "validation", "all"))
@@ -79,9 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         configs = rules_of(options.serving_config(), options.vary)
         if options.seeds < 1 or options.jobs < 1:
             raise ValueError(f"--seeds {options.seeds} and --jobs {options.jobs} must be at least 1")
+        first = next(iter(configs.values()))
+        options = dataclasses.replace(options, at=options.at or default_controller(first))
         make_controller(options.at)
         if options.moving:
-            controller_names(options.moving, make_layout(next(iter(configs.values()))))
+            controller_names(options.moving, make_layout(first))
         # One list for each rule, as some have pages of their own.
         workloads = {rule: options.workloads(config) for rule, config in configs.items()}
         seeds = seeds_for("validation" if part == "all" else part, options.seeds)

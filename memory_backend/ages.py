@@ -3,7 +3,7 @@
 A pool's clock counts the blocks that joined its order of eviction, and every block remembers when it joined
 (`Pool.joined_at`). Of what is cached, those goes after it that joined later and have not left again; all else goes
 before it. `Pool.ages` counts them by age, a stretch of the clock: stack distances by buckets (Mimir, Saemundsson et
-al., SoCC 2014), exact but for what left out of the block's own age. Blocks that nobody can match never join.
+al., SoCC 2014), exact but for what left out of the block's own age.
 
 Under lru what is evicted joined before all that may be asked about, so nothing is noted for it. Other orders do not go
 by age; there the answer is the place that the block would have under lru.
@@ -27,19 +27,11 @@ def age_bits(blocks: int) -> int:
 
 
 @subkernel
-def lost_blocks(pool):
-    """Evictions so far of what could have been matched."""
-    return pool.meta.evictions - pool.meta.junk_evictions
-
-
-@subkernel
-def note_eviction(pool, entry, known):
-    """A cached block goes for want of room; `known`: it could have been matched."""
+def note_eviction(pool, entry):
+    """A cached block goes for want of room."""
     meta = pool.meta
     meta.evictions += 1
-    if not known:
-        meta.junk_evictions += 1
-    elif meta.order != LRU:
+    if meta.order != LRU:
         part(pool, entry)
     meta.full_at = meta.joined
     meta.parted &= 0
@@ -105,10 +97,9 @@ def slack(pool, entry, enough):
     for more than that."""
     meta = pool.meta
     joined = np.int64(pool.joined_at[entry])
-    junk = meta.abandoned - meta.junk_evictions
-    spare = junk + max(meta.limit - meta.live - meta.cached, 0)
+    spare = max(meta.limit - meta.live - meta.cached, 0)
     # When the pool was full last, what is spare now was needed, but for what went after the block and goes before it.
-    room = meta.cached - junk - 1 + (spare if joined >= meta.full_at else min(spare, meta.parted))
+    room = meta.cached - 1 + (spare if joined >= meta.full_at else min(spare, meta.parted))
     at_least = room - (meta.joined - 1 - joined)
     if at_least >= enough:
         return at_least

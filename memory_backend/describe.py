@@ -32,7 +32,7 @@ class DescribeOptions:
 def describe(model: HybridModel, kv_dtype: str, state_dtype: str, tensor_parallel: int) -> dict[str, Any]:
     """Bytes per token and per slot, layers of each kind, parameters and all widths of a model."""
     kv_token_bytes = model.kv_token_bytes(kv_dtype, tensor_parallel)
-    slot_bytes = model.slot_bytes(state_dtype, tensor_parallel)
+    slot_bytes = model.slot_bytes(state_dtype, tensor_parallel, kv_dtype)
     widths = dataclasses.asdict(model)
     if model.window_layers:
         names = ("window_kv_heads", "window_q_heads", "window_head_dim", "window_in", "window_out")
@@ -44,10 +44,10 @@ def describe(model: HybridModel, kv_dtype: str, state_dtype: str, tensor_paralle
         "slot_bytes": slot_bytes,
         "slot_in_tokens": round(slot_bytes / kv_token_bytes, 1),
         "recurrent_bytes": model.recurrent_bytes(state_dtype, tensor_parallel),
-        "window_bytes": model.window_bytes(tensor_parallel),
-        "window_token_bytes": model.window_token_bytes(tensor_parallel),
+        "window_bytes": model.window_bytes(tensor_parallel, kv_dtype),
+        "window_token_bytes": model.window_token_bytes(tensor_parallel, kv_dtype),
         "kv_dtype": kv_dtype,
-        "slot_dtype": state_dtype if model.state_elements else "bf16",
+        "slot_dtype": state_dtype if model.state_elements else kv_dtype if model.window_layers else "bf16",
         "tensor_parallel": tensor_parallel,
         "layers": {kind: widths.pop(f"{kind}_layers") for kind in ("attention", "window", "recurrent", "dense", "moe")},
         "parameters": {"total": widths.pop("total_params"), "active": widths.pop("active_params")},

@@ -16,9 +16,6 @@ another resident page continues may not, so a chain of pages goes from its deep 
   loses nothing. Source: Tail-Optimized LRU (arXiv 2510.15152), in SGLang since #34012. Both go by the KV of a
   conversation that is left, which here is worth nothing without a state.
 - BY_USE is lru by value: for whoever has to know when a block was used last (one_buffer.py).
-
-Blocks that nobody can ever match go before all others, the last abandoned first. They are the front of lru's list, and
-all of the list where the others are in a heap.
 """
 
 import math
@@ -61,9 +58,9 @@ def make_ranks(order: int, blocks: int) -> tuple[np.recarray, np.ndarray]:
 @kernel
 def first_victim(pool):
     """The cached entry that goes next; NONE when none is cached."""
-    if pool.meta.evict_first == NONE and pool.meta.heap_size > 0:
-        return np.int64(pool.heap[0])
-    return pool.meta.evict_first
+    if pool.meta.order == LRU:
+        return pool.meta.evict_first
+    return np.int64(pool.heap[0]) if pool.meta.heap_size > 0 else np.int64(NONE)
 
 
 @kernel
@@ -77,19 +74,12 @@ def enter(pool, entry):
 
 
 @kernel
-def enter_first(pool, entry):
-    """An entry that nobody can match joins the order as the next to go."""
-    pool.meta.abandoned += 1
-    _prepend(pool, entry)
-
-
-@kernel
 def leave(pool, entry):
     """A cached entry leaves the order."""
-    if pool.meta.order != LRU and pool.ranks[entry].place != NONE:
-        _take_out(pool, entry)
-    elif pool.meta.order == LRU or pool.entries[entry].key == NONE:
+    if pool.meta.order == LRU:
         _unlink(pool, entry)
+    elif pool.ranks[entry].place != NONE:
+        _take_out(pool, entry)
 
 
 @subkernel
@@ -101,9 +91,9 @@ def look_further(pool):
     meta = pool.meta
     if meta.chain != NONE:
         return _look_up_chain(pool)
+    if meta.order != LRU:
+        return _begin_chain(pool) if meta.heap_size > 0 else np.int64(NONE)
     entry = meta.evict_first if meta.looked_at == NONE else np.int64(pool.entries[meta.looked_at].next)
-    if entry == NONE and meta.heap_size > 0:
-        return _begin_chain(pool)
     if entry != NONE:
         meta.looked_at = entry
     return entry
@@ -146,7 +136,7 @@ def check_order(pool: Any, cached: np.ndarray) -> None:
     require(sorted(order) == sorted(cached.tolist()), "the eviction order does not hold the cached entries")
 
 
-# --- lru, and what nobody can match: a list through entry.prev and entry.next
+# --- lru: a list through entry.prev and entry.next
 
 
 @subkernel
@@ -160,19 +150,6 @@ def _append(pool, entry):
     else:
         pool.entries[meta.evict_last].next = entry
     meta.evict_last = entry
-
-
-@subkernel
-def _prepend(pool, entry):
-    meta = pool.meta
-    record = pool.entries[entry]
-    record.prev = NONE
-    record.next = meta.evict_first
-    if meta.evict_first == NONE:
-        meta.evict_last = entry
-    else:
-        pool.entries[meta.evict_first].prev = entry
-    meta.evict_first = entry
 
 
 @subkernel

@@ -27,7 +27,6 @@ SCALED_STATES = ("fp8", "int8")
 SGLang #28185 has one per (head, key channel), as many where states are square, in the dtype that the state had."""
 SCALE_BYTES = 4
 _CONV_DTYPE = "bf16"
-_WINDOW_DTYPE = "bf16"
 
 T = TypeVar("T")
 
@@ -234,33 +233,33 @@ class HybridModel:
         channels, columns = self.conv_shape or (0, 0)
         return self.recurrent_layers * channels * columns * dtype_bytes(_CONV_DTYPE)
 
-    def window_token_bytes(self, tensor_parallel: int = 1) -> int:
-        """KV of one token in all layers of a sliding window; always bf16."""
+    def window_token_bytes(self, tensor_parallel: int = 1, kv_dtype: str = "bf16") -> int:
+        """KV of one token in all layers of a sliding window."""
         kv_heads, _, head_dim = self.window_heads
         cached = self.window_layers - self.reused_window_layers
-        return cached * _kv_numbers(kv_heads, head_dim, tensor_parallel) * dtype_bytes(_WINDOW_DTYPE)
+        return cached * _kv_numbers(kv_heads, head_dim, tensor_parallel) * dtype_bytes(kv_dtype)
 
-    def window_bytes(self, tensor_parallel: int = 1) -> int:
+    def window_bytes(self, tensor_parallel: int = 1, kv_dtype: str = "bf16") -> int:
         """The window tail of one sequence: KV of its last `window_tokens` tokens in all layers of a window."""
-        return self.window_tokens * self.window_token_bytes(tensor_parallel)
+        return self.window_tokens * self.window_token_bytes(tensor_parallel, kv_dtype)
 
-    def window_read_bytes(self, tensor_parallel: int = 1) -> int:
+    def window_read_bytes(self, tensor_parallel: int = 1, kv_dtype: str = "bf16") -> int:
         """What decoding reads of one window tail: every layer reads, also where it caches none of its own."""
         cached = self.window_layers - self.reused_window_layers
-        return self.window_bytes(tensor_parallel) * self.window_layers // cached if cached else 0
+        return self.window_bytes(tensor_parallel, kv_dtype) * self.window_layers // cached if cached else 0
 
     def recurrent_bytes(self, state_dtype: str, tensor_parallel: int = 1) -> int:
         """Recurrent state and convolution of one sequence, all layers: what is copied when a snapshot is made or
         taken up, because it is overwritten as the sequence goes on. KV of a window is never overwritten."""
         return (self.state_bytes(state_dtype) + self.conv_bytes) // tensor_parallel
 
-    def slot_bytes(self, state_dtype: str, tensor_parallel: int = 1) -> int:
+    def slot_bytes(self, state_dtype: str, tensor_parallel: int = 1, kv_dtype: str = "bf16") -> int:
         """Bytes of a slot, the record of one sequence: recurrent state, convolution and window tail, all layers.
 
         0 for a model with none of them. Running requests and snapshots have slots of the same size: SGLang's int8
         checkpoints beside states of bf16 would be two sizes, and are two pools there.
         """
-        return self.recurrent_bytes(state_dtype, tensor_parallel) + self.window_bytes(tensor_parallel)
+        return self.recurrent_bytes(state_dtype, tensor_parallel) + self.window_bytes(tensor_parallel, kv_dtype)
 
     def weight_bytes(self, weight_dtype: str) -> int:
         """All parameters in `weight_dtype`."""

@@ -35,9 +35,14 @@ class PaddedPool:
         return self.blocks_per_state * self.block_bytes
 
 
+def can_be_padded(model: HybridModel) -> bool:
+    """Whether it has pages of attention to pad to recurrent states, and nothing else."""
+    return bool(model.recurrent_layers and model.attention_layers and not model.window_layers)
+
+
 def padded_pool(model: HybridModel, kv_dtype: str, state_dtype: str, tensor_parallel: int = 1) -> PaddedPool:
     """What vLLM makes of a model; ValueError for one without recurrent layers or with sliding windows."""
-    if not model.recurrent_layers or not model.attention_layers or model.window_layers:
+    if not can_be_padded(model):
         raise ValueError(
             f"layout=padded pads the pages of attention to recurrent states, but {model.slug} has "
             f"{model.attention_layers} attention, {model.recurrent_layers} recurrent and {model.window_layers} window "

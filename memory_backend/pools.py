@@ -12,7 +12,7 @@ import numpy as np
 
 from hbmgym.memory_backend.ages import AGES, age_bits, join, part
 from hbmgym.memory_backend.bits import lowest_bit
-from hbmgym.memory_backend.eviction import LRU, check_order, enter, enter_first, leave, make_ranks
+from hbmgym.memory_backend.eviction import LRU, check_order, enter, leave, make_ranks
 from hbmgym.memory_backend.eviction import NONE as NONE
 from hbmgym.memory_backend.invariants import require
 from hbmgym.memory_backend.jit import kernel, subkernel
@@ -36,10 +36,8 @@ POOL_META = np.dtype(
         ("cached", "i8"),
         ("first_free_entry", "i8"),
         ("evictions", "i8"),
-        ("junk_evictions", "i8"),  # those of what nobody could match
-        ("abandoned", "i8"),
         ("order", "i8"),  # in which cached entries go (eviction.py)
-        ("evict_first", "i8"),  # ends of the list: of what nobody can match, and under lru of all
+        ("evict_first", "i8"),  # ends of lru's list
         ("evict_last", "i8"),
         ("looked_at", "i8"),  # the last one of a look at who would go next, NONE: nobody looks
         # orders by value
@@ -333,17 +331,6 @@ def _let_go(pool, entry, pins):
         pool.meta.cached += 1
         enter(pool, entry)
         join(pool, entry)
-
-
-@kernel
-def abandon(pool, entry):
-    """Leave a live entry under one pin cached, to be evicted first: nobody can ever match what it holds."""
-    meta = pool.meta
-    record = pool.entries[entry]
-    record.pins = 0
-    meta.live -= 1
-    meta.cached += 1
-    enter_first(pool, entry)
 
 
 @kernel

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hbmgym.memory_backend.ages import lost_blocks, note_eviction, part
+from hbmgym.memory_backend.ages import note_eviction, part
 from hbmgym.memory_backend.eviction import LRU, NONE, begin_rank, end_rank, first_victim, hit, set_ends_in_state
 from hbmgym.memory_backend.invariants import require
 from hbmgym.memory_backend.jit import kernel, subkernel
@@ -176,10 +176,9 @@ def evict_snapshot(memory):
 def _forget_first_snapshot(memory):
     """The first slot of the eviction order, which nobody can match any more."""
     entry = first_victim(memory.ssm)
-    known = memory.ssm.entries[entry].key != NONE
-    if known:
+    if memory.ssm.entries[entry].key != NONE:  # blocks of an Avmp have no ids
         forget_snapshot(memory, entry)
-    note_eviction(memory.ssm, entry, known)
+    note_eviction(memory.ssm, entry)
     return entry
 
 
@@ -189,7 +188,7 @@ def forget_snapshot(memory, entry):
     page_id = memory.ids[memory.ssm.entries[entry].key]
     memory.ssm.entries[entry].key = NONE
     page_id.snapshot = NONE
-    page_id.state_lost = lost_blocks(memory.ssm) + 1
+    page_id.state_lost = memory.ssm.meta.evictions + 1
     if memory.kv.meta.order != LRU:
         set_ends_in_state(memory.kv, page_id.page, 0)
 
@@ -211,7 +210,7 @@ def _forget_page(memory, page_id):
         release(memory.ssm, memory.log, page_id.snapshot)
         memory.ssm.meta.evictions += 1
         page_id.snapshot = NONE
-        page_id.state_lost = -(lost_blocks(memory.kv) + 1)
+        page_id.state_lost = -(memory.kv.meta.evictions + 1)
     page_id.page = NONE
     page_id.child = NONE
 
@@ -229,9 +228,9 @@ def _forget_first_page(memory):
     key = memory.kv.entries[entry].key
     if key != NONE:
         _forget_page(memory, memory.ids[key])
-        if memory.kv.meta.order != LRU:
-            end_rank(memory.kv, entry)
-    note_eviction(memory.kv, entry, key != NONE)
+    if memory.kv.meta.order != LRU:
+        end_rank(memory.kv, entry)
+    note_eviction(memory.kv, entry)
     return entry
 
 

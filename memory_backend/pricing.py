@@ -97,7 +97,7 @@ def _set_looked_at_states(memory, own, gone):
     entry = ssm.meta.looked_at if ssm.meta.order == LRU else ssm.meta.chain
     while entry != NONE:
         key = ssm.entries[entry].key
-        if key != NONE and entry != own:
+        if entry != own:
             memory.ids[key].snapshot = NONE if gone else entry
             if ssm.meta.order != LRU:
                 set_ends_in_state(memory.kv, memory.ids[key].page, 0 if gone else 1)
@@ -112,8 +112,6 @@ def _pages_loss_s(memory, pages, refs, first, reuse, horizon_over_window):
         entry = look_further(kv)
         key = kv.entries[entry].key
         pages -= 1
-        if key == NONE:
-            continue
         page_id = memory.ids[key]
         depth = page_id.depth
         if depth <= reuse and refs[first + depth - 1] == key:
@@ -129,10 +127,8 @@ def _pages_loss_s(memory, pages, refs, first, reuse, horizon_over_window):
 @subkernel
 def _state_loss_s(memory, entry, horizon_over_window):
     ssm = memory.ssm
-    key = ssm.entries[entry].key
-    if key == NONE:
-        return 0.0
-    return _expected_hits(ssm, entry, horizon_over_window) * memory.ids[key].depth * ssm.meta.own_s_per_page
+    depth = memory.ids[ssm.entries[entry].key].depth
+    return _expected_hits(ssm, entry, horizon_over_window) * depth * ssm.meta.own_s_per_page
 
 
 @subkernel

@@ -7,6 +7,14 @@ CHUNK_BYTES = 2 * 2**20
 """The default: what CUDA maps at least on today's GPUs, and a huge page of the host."""
 
 
+class BudgetTooSmall(ValueError):
+    """No split of the budget is realisable."""
+
+    def __init__(self, message: str, needed_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+
+
 @dataclass(frozen=True)
 class Layout:
     """One budget of equal chunks shared by a pool of KV pages and a pool of slots, the records of sequences.
@@ -37,9 +45,10 @@ class Layout:
             raise ValueError(f"budget_bytes {self.budget_bytes} is not a multiple of chunk_bytes {self.chunk_bytes}")
         if self.max_slots < self.min_slots:
             needed = (self._ssm_chunks(self.min_slots) + self._chunks_of(self.min_pages)) * self.chunk_bytes
-            raise ValueError(
+            raise BudgetTooSmall(
                 f"a budget of {self.budget_bytes} bytes cannot hold {self.min_slots} slots of {self.slot_bytes} bytes "
-                f"and {self.min_pages} pages of {self.page_bytes} bytes: give at least {needed} bytes"
+                f"and {self.min_pages} pages of {self.page_bytes} bytes: give at least {needed} bytes",
+                needed,
             )
 
     @property

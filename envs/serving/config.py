@@ -261,6 +261,11 @@ class ServingConfig:
             raise ValueError(f"block_copy_s_per_byte is {copy_s!r}, expected seconds up to 1")
         if self.transfers not in TRANSFERS:
             raise ValueError(f"transfers is {self.transfers!r}, expected one of: {', '.join(TRANSFERS)}")
+        if self.transfers != "overlapped" and self.policies.on_shortage in ONE_BUFFER:
+            raise ValueError(
+                f"transfers is {self.transfers!r}, but on_shortage={self.policies.on_shortage} is one pool without a "
+                "split to move: leave transfers at overlapped"
+            )
         if self.policies.layout == "padded" and self.page_tokens != (derived := self.padded_pool.page_tokens):
             raise ValueError(f"page_tokens is {self.page_tokens}, but layout=padded has pages of {derived} tokens here")
         if not 0.0 <= self.initial_kv_share <= 1.0:

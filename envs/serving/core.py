@@ -45,7 +45,7 @@ from hbmgym.memory_backend.oplog import EVERYTHING, NOTHING
 from hbmgym.memory_backend.padding import padded_pool
 from hbmgym.memory_backend.prefix_cache import NEVER, Memory, check_chunks, check_memory, check_stamps, make_memory
 from hbmgym.memory_backend.resize import RUN_CHUNKS
-from hbmgym.memory_backend.split import CHUNK_BYTES, Layout
+from hbmgym.memory_backend.split import CHUNK_BYTES, BudgetTooSmall, Layout
 from hbmgym.memory_backend.table import Table
 from hbmgym.memory_backend.vmm import Vmm, open_vmm
 
@@ -53,7 +53,7 @@ LEAST_SLOT_BYTES = 64 * 2**10
 """A model that keeps no record has slots all the same, which count its running requests and take next to nothing."""
 
 
-def window_workspace_bytes(model: HybridModel, prefill_budget: int, tensor_parallel: int) -> int:
+def window_workspace_bytes(model: HybridModel, prefill_budget: int, tensor_parallel: int, kv_dtype: str) -> int:
     """Bytes for what prompts in flight leave in the layers of a sliding window, in whole chunks; 0 without windows.
 
     While a prompt is prefilled, those layers hold the chunk in flight beside its slot, the window's tail. All chunks of
@@ -62,7 +62,7 @@ def window_workspace_bytes(model: HybridModel, prefill_budget: int, tensor_paral
     pages of a chunk from the pages of the window, and free those behind the window afterwards, so that a request holds
     window + chunk at most. Here that memory is set aside also while nothing is prefilled.
     """
-    workspace = prefill_budget * model.window_token_bytes(tensor_parallel)
+    workspace = prefill_budget * model.window_token_bytes(tensor_parallel, kv_dtype)
     return -(-workspace // CHUNK_BYTES) * CHUNK_BYTES
 
 
@@ -79,16 +79,10 @@ def make_layout(config: ServingConfig) -> Layout:
             f"exceeds the {gpu.memory_bytes / 1e9:.0f} GB of {gpu.slug}: lower hbm_gib or choose another GPU, or "
             "raise tensor_parallel"
         )
-    workspace = window_workspace_bytes(model, config.prefill_budget, parallel)
-    if workspace and workspace >= config.budget_bytes:
-        raise ValueError(
-            f"hbm_gib is {config.hbm_gib:g}, but {model.slug} needs {workspace / GIB:.2f} GiB for the "
-            f"{config.prefill_budget} prompt tokens in flight in its sliding windows: raise hbm_gib or lower "
-            "prefill_budget"
-        )
+    workspace = window_workspace_bytes(model, config.prefill_budget, parallel, config.kv_dtype)
     pages_per_prefill = -(-config.prefill_budget // config.page_tokens)
     page_bytes = model.page_bytes(config.kv_dtype, config.page_tokens, parallel)
-    slot_bytes = max(model.slot_bytes(config.state_dtype, parallel), LEAST_SLOT_BYTES)
+    slot_bytes = max(model.slot_bytes(config.state_dtype, parallel, config.kv_dtype), LEAST_SLOT_BYTES)
     if config.policies.layout == "padded":
         pool = padded_pool(model, config.kv_dtype, config.state_dtype, parallel)
         page_bytes, slot_bytes = pool.page_bytes, pool.slot_bytes
@@ -101,9 +95,13 @@ def make_layout(config: ServingConfig) -> Layout:
             min_slots=config.running_slots,
             min_pages=pages_per_prefill + 1,
         )
-    except ValueError as error:
-        more = f", and {workspace} more for the prompts in flight in its sliding windows" if workspace else ""
-        raise ValueError(f"{model.slug}: {error}{more}") from None
+    except BudgetTooSmall as error:
+        needed_gib = math.ceil(100 * (error.needed_bytes + workspace) / GIB) / 100
+        raise ValueError(
+            f"hbm_gib is {config.hbm_gib:g}, but {model.slug} needs {needed_gib:.2f} GiB for one request of "
+            f"{config.running_slots} slots and {config.prefill_budget} prompt tokens in flight: raise hbm_gib or lower "
+            "prefill_budget"
+        ) from None
 
 
 def cost_of(config: ServingConfig) -> np.record:

@@ -22,7 +22,7 @@ from hbmgym.envs.serving.state import (
 )
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.oplog import KV
-from hbmgym.memory_backend.pools import NONE, abandon, release, unpin
+from hbmgym.memory_backend.pools import NONE, release, unpin
 from hbmgym.memory_backend.prefix_cache import publish_snapshot
 from hbmgym.memory_backend.resize import go_on_shrinking
 
@@ -102,21 +102,17 @@ def _stop_running(state, row):
 
 @subkernel
 def _give_back(state, row, tokens):
-    """Publish what has ids and leave it cached, deepest first; what nobody can match goes before all else.
-
-    Private blocks are kept as well: a real engine does not know that they will never be asked for again.
-    """
+    """Publish what has ids and leave it cached, deepest first; what has none is free at once, as a page that is not
+    full."""
     memory = state.memory
     request = state.requests[row]
     first = state.rows[row].ref_off
     publish_computed(state, row, tokens)
     while request.first_page != NONE:
-        abandon(memory.kv, pop_private_page(state, request))
+        release(memory.kv, memory.log, pop_private_page(state, request))
     if 0 < request.reserved_depth <= request.published:
         publish_snapshot(memory, request.reserved, state.refs[first + request.reserved_depth - 1])
         drop_superseded(state, row, request.reserved_depth, boundary_depth(state, row))
-    elif request.reserved_depth > 0:
-        abandon(memory.ssm, request.reserved)
     elif request.reserved != NONE:
         release(memory.ssm, memory.log, request.reserved)
     release(memory.ssm, memory.log, request.working)

@@ -321,9 +321,10 @@ def _decode_span(state, until_s):
     # A head that has not been tried, or may fare better now, is tried at the next edge.
     if _head_is_to_be_tried(engine):
         count = 1
+    keeps_pins = state.heap_sizes[PINS] > 0
     for k in range(1, count):
         has_grown = grow_decoding(state, engine.iterations + k, False)
-        if not has_grown or _head_is_to_be_tried(engine) or pins_are_in_the_way(state):
+        if not has_grown or _head_is_to_be_tried(engine) or (keeps_pins and pins_are_in_the_way(state)):
             count = k
             break
     _advance(state, engine.debt_s + decode_span_s(state.cost, engine.decoding, engine.context_tokens, count), True)

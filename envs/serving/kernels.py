@@ -117,8 +117,8 @@ class Shard:
         """Reading and writing one sequence's recurrent states, and reading its windows, in all layers."""
         model, parallel = self.model, self.tensor_parallel
         state = 2 * model.state_bytes(self.state_dtype) / parallel / (self.gpu.state_e_bw * self.gpu.bandwidth)
-        share = self._attention_share(self.kernels.attention_e_bw, "bf16", model.window_heads[2])
-        return state + model.window_read_bytes(parallel) / (share * self.gpu.bandwidth)
+        share = self._attention_share(self.kernels.attention_e_bw, self.kv_dtype, model.window_heads[2])
+        return state + model.window_read_bytes(parallel, self.kv_dtype) / (share * self.gpu.bandwidth)
 
     @property
     def attention_s_per_pair(self) -> float:

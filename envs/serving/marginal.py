@@ -20,7 +20,7 @@ import numpy as np
 
 from hbmgym.controllers.base import MARGINAL_STEPS
 from hbmgym.envs.serving.cost_model import recovery_s
-from hbmgym.memory_backend.ages import lost_blocks, slack
+from hbmgym.memory_backend.ages import slack
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.oplog import KV, SSM
 from hbmgym.memory_backend.prefix_cache import snapshot_depth
@@ -56,7 +56,7 @@ def book_admission(state, first, pages_live, reuse, resident, seen):
 
 @subkernel
 def _book_kv_gain(state, first, reuse, resident, seen):
-    lost = lost_blocks(state.memory.kv)
+    lost = state.memory.kv.meta.evictions
     step = STEP_COUNT - 1
     for depth in range(seen, resident, -1):
         state_lost = state.memory.ids[state.refs[first + depth - 1]].state_lost
@@ -68,7 +68,7 @@ def _book_kv_gain(state, first, reuse, resident, seen):
 
 @subkernel
 def _book_ssm_gain(state, first, reuse, resident):
-    lost = lost_blocks(state.memory.ssm)
+    lost = state.memory.ssm.meta.evictions
     step = STEP_COUNT - 1
     for depth in range(resident, reuse, -1):
         state_lost = state.memory.ids[state.refs[first + depth - 1]].state_lost

@@ -167,11 +167,12 @@ def plan_snapshots(state, row, reuse, overlap, boundary):
     if state.requests[row].preemptions == 0:
         _count_overlap(state, row, overlap, boundary)
     placement = state.overlaps.placement
+    computed = max(reuse, state.requests[row].offloaded // state.engine.page_tokens)
     first = state.rows[row].ref_off
     for depth in range(1, boundary + 1):
         placement.before[depth] = state.overlaps.counts[min(boundary - depth, MOST_BEHIND)]
         there = state.memory.ids[state.refs[first + depth - 1]].snapshot != NONE
-        placement.allowed[depth] = 1 if depth > reuse or there else 0
+        placement.allowed[depth] = 1 if depth > computed or there else 0
     count = place_checkpoints(placement, boundary)
     for k in range(len(placement.chosen)):
         state.overlaps.planned[row, k] = placement.chosen[k] if k < count else 0

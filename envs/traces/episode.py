@@ -17,8 +17,8 @@ ROW = np.dtype(
         ("output_tokens", "i4"),
         ("followers", "i4"),  # how many rows need this one: Episode.followers[followers_off :][: followers]
         ("followers_off", "i4"),
-        ("prompt_ids", "i4"),  # leading full pages of the prompt that have ids
-        ("known_ids", "i4"),  # the same for prompt and output together; >= prompt_ids
+        ("prompt_ids", "i4"),  # leading full pages of the prompt whose ids come from a trace
+        ("known_ids", "i4"),  # leading full pages of prompt and output that have ids; a trace's rows: all of them
         ("needs", "i2"),  # how many rows must have ended before this one may start
         ("measured", "i2"),  # 0 during warm-up
         ("ref_off", "i8"),  # page j of this row has id refs[ref_off + j], j < known_ids

@@ -9,10 +9,10 @@ from hbmgym.memory_backend.jit import kernel, subkernel
 
 
 @kernel
-def write_owners(keeper: np.ndarray, owner: np.ndarray) -> None:
-    """Fill `owner`: the row at the end of each chain of keepers, whose stretch the whole chain shares."""
-    for row in range(len(keeper) - 1, -1, -1):
-        owner[row] = owner[keeper[row]] if keeper[row] >= 0 else row
+def write_owners(successor: np.ndarray, owner: np.ndarray) -> None:
+    """Fill `owner`: the row at the end of each chain of successors, whose stretch the whole chain shares."""
+    for row in range(len(successor) - 1, -1, -1):
+        owner[row] = owner[successor[row]] if successor[row] >= 0 else row
 
 
 @subkernel
@@ -36,11 +36,12 @@ def _write_pages(pages, row, id_base, h_jump, h_lcp, r_off, r_start, r_len, spli
 
 @kernel
 def lay_out(
-    source, id_base, owner, known_ids, ref_off, refs, dense, begin, numbered,
+    source, id_base, owner, prompt_ids, known_ids, ref_off, refs, dense, begin, numbered,
     h_jump, h_lcp, r_off, r_start, r_len, split, group,
 ):  # fmt: skip
     """Write every owner's stretch, number the ids in order of first appearance; returns the number of ids.
 
+    After the `prompt_ids` pages that the trace has ids for, each of an owner's pages has an id that no other has.
     Scratch: `dense` (per raw id) and `begin` (per row) hold -1, `numbered` (per row) 0.
     """
     used = 0
@@ -49,11 +50,15 @@ def lay_out(
         top = owner[row]
         if begin[top] < 0:
             begin[top] = used
-            stretch = refs[used : used + known_ids[top]]
+            stretch = refs[used : used + prompt_ids[top]]
             _write_pages(stretch, source[top], id_base[top], h_jump, h_lcp, r_off, r_start, r_len, split, group)
             used += known_ids[top]
         ref_off[row] = begin[top]
         for page in range(begin[top] + numbered[top], begin[top] + known_ids[row]):
+            if page >= begin[top] + prompt_ids[top]:
+                refs[page] = ids
+                ids += 1
+                continue
             raw = refs[page]
             if dense[raw] < 0:
                 dense[raw] = ids

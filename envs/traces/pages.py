@@ -85,8 +85,9 @@ def assemble(
     continues = (reference >= 0) & ((parent == reference) | bool((trace.parent < 0).all()))
     _set_prompt_ids(rows, trace.block_counts[source], rule, page_tokens)
     shared = np.minimum(rule.pages_of(trace.h_lcp[source]), rows["prompt_ids"])
-    keeper = _set_known_ids(rows, shared, reference, continues, page_tokens)
-    refs, id_count = _dense_refs(trace, selection, rows, keeper, rule, max_refs)
+    rows["known_ids"] = (rows["input_tokens"] + rows["output_tokens"]) // page_tokens
+    successor = _successors(rows, shared, reference, continues, page_tokens)
+    refs, id_count = _dense_refs(trace, selection, rows, successor, rule, max_refs)
     rows.flags.writeable = refs.flags.writeable = False
     return Episode(
         name=trace.name,
@@ -103,11 +104,22 @@ def assemble(
 
 
 def output_id_fraction(episode: Episode) -> float:
-    """Part of the pages filled by generated tokens whose ids are known from a later turn; NaN without such pages."""
-    rows, page = episode.rows, episode.page_tokens
-    generated = (rows["input_tokens"] + rows["output_tokens"]) // page - rows["input_tokens"] // page
-    known = int((rows["known_ids"] - rows["prompt_ids"]).sum())
-    return known / int(generated.sum()) if generated.any() else float("nan")
+    """Part of the pages filled by generated tokens that a prompt of the episode goes on from; NaN without such
+    pages."""
+    rows = episode.rows
+    asked = np.zeros(max(episode.id_count, 1), bool)
+    asked[episode.refs[_covered(rows["ref_off"], rows["prompt_ids"], len(episode.refs)) > 0]] = True
+    first = rows["input_tokens"] // episode.page_tokens
+    generated = _covered(rows["ref_off"] + first, rows["known_ids"] - first, len(episode.refs))
+    return float(generated[asked[episode.refs]].sum() / generated.sum()) if generated.any() else float("nan")
+
+
+def _covered(first: np.ndarray, count: np.ndarray, length: int) -> np.ndarray:
+    """int64 (length,): how many of the stretches of `count` places from `first` on cover each place."""
+    edges = np.zeros(length + 1, np.int64)
+    np.add.at(edges, first, 1)
+    np.add.at(edges, first + count, -1)
+    return edges[:-1].cumsum()
 
 
 def _places(selection: Selection, trace_rows: int) -> np.ndarray:
@@ -138,25 +150,23 @@ def _set_gaps(rows: np.ndarray, trace: Trace, source: np.ndarray) -> None:
 
 
 def _set_prompt_ids(rows: np.ndarray, blocks: np.ndarray, rule: PageRule, page_tokens: int) -> None:
-    """Full pages of the prompt that block ids cover."""
+    """Full pages of the prompt that block ids cover; what comes after them has ids of its own."""
     rows["prompt_ids"] = np.minimum(rows["input_tokens"] // page_tokens, rule.pages_of(blocks))
 
 
-def _set_known_ids(
+def _successors(
     rows: np.ndarray, shared: np.ndarray, reference: np.ndarray, continues: np.ndarray, page_tokens: int
 ) -> np.ndarray:
-    """Fill known_ids; `shared`: pages that a row takes from the row `reference`, `continues`: it is that row's child.
+    """int64 (n,): the row whose prompt has all full pages of a row, generated ones included, so that both lie on one
+    stretch; -1: there is none.
 
-    Returns the row on whose stretch each row's ids lie, -1 for a stretch of its own.
+    `shared`: pages that a row takes from the row `reference`, `continues`: it is that row's child.
     """
-    prompt_ids = rows["prompt_ids"]
     tokens = rows["input_tokens"] + rows["output_tokens"]
     child = _first_by_reference(continues, reference)
-    known = (child >= 0) & (shared[child] >= rows["input_tokens"] // page_tokens)
-    known &= (rows["input_tokens"][child] >= tokens) & (prompt_ids[child] >= tokens // page_tokens)
-    keeper = _first_by_reference((reference >= 0) & (shared >= prompt_ids[reference]), reference)
-    rows["known_ids"] = np.where(known, tokens // page_tokens, prompt_ids)
-    return np.where(known, child, keeper)
+    has_all = (child >= 0) & (shared[child] >= rows["input_tokens"] // page_tokens)
+    has_all &= (rows["input_tokens"][child] >= tokens) & (rows["prompt_ids"][child] >= rows["known_ids"])
+    return np.where(has_all, child, -1)
 
 
 def _first_by_reference(eligible: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -169,11 +179,11 @@ def _first_by_reference(eligible: np.ndarray, reference: np.ndarray) -> np.ndarr
 
 
 def _dense_refs(
-    trace: Trace, selection: Selection, rows: np.ndarray, keeper: np.ndarray, rule: PageRule, max_refs: int
+    trace: Trace, selection: Selection, rows: np.ndarray, successor: np.ndarray, rule: PageRule, max_refs: int
 ) -> tuple[np.ndarray, int]:
     """Fill ref_off; the page ids of all stretches, and how many ids there are."""
     owner = np.empty(len(rows), np.int64)
-    write_owners(keeper, owner)
+    write_owners(successor, owner)
     stored = int(rows["known_ids"][owner == np.arange(len(owner))].sum(dtype=np.int64))
     raw_ids = (int(selection.copy.max()) + 1) * trace.id_span * rule.parts_per_block
     for count, limit, what in ((stored, max_refs, "page ids"), (raw_ids, MAX_RAW_IDS, "ids before renumbering")):
@@ -185,7 +195,8 @@ def _dense_refs(
     refs = np.empty(stored, np.int32)
     dense = np.full(raw_ids, -1, np.int32)
     id_count = lay_out(
-        selection.source, selection.copy * trace.id_span, owner, rows["known_ids"], rows["ref_off"], refs, dense,
+        selection.source, selection.copy * trace.id_span, owner,
+        rows["prompt_ids"], rows["known_ids"], rows["ref_off"], refs, dense,
         np.full(len(rows), -1, np.int64), np.zeros(len(rows), np.int64),
         trace.h_jump, trace.h_lcp, trace.r_off, trace.r_start, trace.r_len, rule.parts_per_block, rule.parts_per_page,
     )  # fmt: skip

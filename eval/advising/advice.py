@@ -14,7 +14,8 @@ from hbmgym.eval.advising.caps import Caps, Demand, caps_at, most_decoding, slot
 from hbmgym.eval.advising.settings import (
     VllmPool,
     balanced_ratio,
-    default_share,
+    default_controller,
+    floating_rule,
     has_windows_alone,
     is_reachable,
     sglang_settings,
@@ -288,7 +289,7 @@ class _Advisor:
         runs.run(MOVERS, "moving splits")
         pools, vllm = [ONE_POOL], vllm_pool(self.config)
         start = StaticController(self.config.initial_kv_share)  # where one pool starts does not matter
-        runs.add(ONE_POOL, self._under(start, on_shortage="float"))
+        runs.add(ONE_POOL, self._under(start, on_shortage=floating_rule(self.config)))
         if vllm is not None:
             pools.append(PADDED_POOL)
             runs.add(PADDED_POOL, self._under(start, on_shortage="float-lru", layout="padded"))
@@ -360,12 +361,9 @@ class _Advisor:
 
     def _others(self) -> dict[str, str]:
         """Splits that an operator may have or set, and the controllers that hold them."""
-        config, layout = self.config, self.core.layout
-        ratio, share = default_share(config, layout)
-        if has_windows_alone(find_model(config.model)):
-            found = {DEFAULT: f"static-{share:.3f}"}
-        else:
-            found = {DEFAULT: f"sglang-{ratio:g}", "SGLang's guide": f"sglang-{self._balanced_ratio:.3g}"}
+        found = {DEFAULT: default_controller(self.config)}
+        if not has_windows_alone(find_model(self.config.model)):
+            found["SGLang's guide"] = f"sglang-{self._balanced_ratio:.3g}"
         if self.traffic.kv_share is not None:
             found[NOW] = f"static-{self.traffic.kv_share:.3f}"
         return found

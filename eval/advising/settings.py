@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from hbmgym.controllers.demand import balanced_share
 from hbmgym.controllers.static import SGLANG_RATIO
 from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import make_layout
 from hbmgym.memory_backend.geometry import HybridModel, find_model
+from hbmgym.memory_backend.padding import can_be_padded
 from hbmgym.memory_backend.split import Layout
 
 MOST_DIGITS = 12
@@ -94,6 +96,17 @@ def default_share(config: ServingConfig, layout: Layout) -> tuple[float, float]:
     return SGLANG_RATIO, 1.0 / (1.0 + SGLANG_RATIO)
 
 
+def default_controller(config: ServingConfig) -> str:
+    """The controller that holds SGLang's default split for a model, by name."""
+    ratio, share = default_share(config, make_layout(config))
+    return f"static-{share:.3f}" if has_windows_alone(find_model(config.model)) else f"sglang-{ratio:g}"
+
+
+def floating_rule(config: ServingConfig) -> str:
+    """The on_shortage of the engine's own floating pool."""
+    return "float-lru" if config.engine.kernels == "vllm" else "float"
+
+
 def is_reachable(config: ServingConfig, layout: Layout, slots: int) -> bool:
     """Whether SGLang can be told to have so many slots."""
     model = find_model(config.model)
@@ -138,9 +151,9 @@ class VllmPool:
 
 
 def vllm_pool(config: ServingConfig) -> VllmPool | None:
-    """None for a model without states, or with windows."""
+    """None for a model that vLLM pads nothing for."""
     model = find_model(config.model)
-    if not model.recurrent_layers or model.window_layers:
+    if not can_be_padded(model):
         return None
     pool = config.padded_pool
     blocks = config.budget_bytes // pool.block_bytes

@@ -107,9 +107,9 @@ def _platform(row: Row, episode: Episode) -> tuple[ServingConfig, float]:
     model, gpu = find_model(locate_model(deployment.model)), find_gpu(deployment.gpu)
     parallel = deployment.tensor_parallel
     page = model.page_bytes(deployment.kv_dtype, PAGE_TOKENS, parallel)
-    slot = max(model.slot_bytes(deployment.state_dtype, parallel), LEAST_SLOT_BYTES)
+    slot = max(model.slot_bytes(deployment.state_dtype, parallel, deployment.kv_dtype), LEAST_SLOT_BYTES)
     weights = model.weight_bytes(deployment.weight_dtype) / parallel
-    workspace = window_workspace_bytes(model, row.prefill_chunk, parallel)
+    workspace = window_workspace_bytes(model, row.prefill_chunk, parallel, deployment.kv_dtype)
     free = MEMORY_SHARE * gpu.memory_bytes - weights - workspace - EDGE_BYTES
     tokens = episode.rows["input_tokens"] + episode.rows["output_tokens"]
     held = min(row.concurrency, int(free // (slot + math.ceil(tokens.mean() / PAGE_TOKENS) * page)))

@@ -24,7 +24,7 @@ def draw_map(path: Path, results: Sequence[CaseResult]) -> None:
         panel.plot(result.shares, result.static_costs, color="C0", label="static splits")
         panel.plot(result.shares[result.best], result.static_costs[result.best], "o", color="C0")
         default = float(np.mean(result.of("default", "kv_share_mean"))), float(np.mean(result.of("default", "cost")))
-        panel.plot(*default, "x", color="C3", label="sglang-0.9")
+        panel.plot(*default, "x", color="C3", label="SGLang's default")
         panel.axhline(float(np.mean(result.of("dynamic", "cost"))), color="C2", lw=1, label="dynamic oracle")
         panel.set(xlim=(0, 1), ylim=(0.05, 12), yscale="log")
         panel.set_title(f"{result.name}\n{result.platform}: {result.verdict}", fontsize=7)

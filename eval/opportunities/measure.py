@@ -12,11 +12,11 @@ from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.shortage import ONE_BUFFER
 from hbmgym.envs.traces.episode import Episode
+from hbmgym.eval.advising.settings import default_controller
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.oracle import arrival_costs, best_path
 from hbmgym.eval.rollout import Rollout, run_episode
 
-DEFAULT = "sglang-0.9"
 FIGURES = (
     *("cost", "token_cost", "ttft_mean_s", "ttft_p99_s", "slo_violation_rate", "unserved_tokens"),
     *("hit_rate", "bytes_migrated", "kv_share_mean"),
@@ -29,6 +29,7 @@ def measure(config: ServingConfig, episode: Episode) -> dict[str, Any]:
     """Figures of each static share (`statics`), of the `default`, of the rules of ONE_BUFFER, of `dynamic` and of
     `both_full`."""
     core = Core(config)
+    default = default_controller(config)
     shares = static_shares(core.layout)
     statics, costs = [], []
     for share in shares:
@@ -39,8 +40,8 @@ def measure(config: ServingConfig, episode: Episode) -> dict[str, Any]:
         "seed": episode.seed,
         "requests": int((episode.rows["measured"] == 1).sum()),
         "statics": statics,
-        "default": _run(make_controller(DEFAULT), core, episode),
-        **{rule: _run(make_controller(DEFAULT), floating(config, rule), episode) for rule in ONE_BUFFER},
+        "default": _run(make_controller(default), core, episode),
+        **{rule: _run(make_controller(default), floating(config, rule), episode) for rule in ONE_BUFFER},
         "dynamic": _run(best_path(core, episode, shares, np.array(costs), np.array(unserved)), core, episode),
         "both_full": _run(StaticController(0.5), both_pools_full(config), episode),
     }

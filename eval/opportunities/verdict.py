@@ -85,9 +85,13 @@ class CaseResult:
     def room(self, figure: str) -> Interval:
         """1 - dynamic oracle / the static share that is best in this very figure. The oracle is one path, chosen for
         its cost."""
-        rival = self.of_static(self.best_in(figure), figure)
-        value, low, high = relative_difference(self.of("dynamic", figure), rival)
-        return -value, -high, -low
+        return _saving(self.of("dynamic", figure), self.of_static(self.best_in(figure), figure))
+
+    @property
+    def room_beyond_floating(self) -> Interval:
+        """1 - cost of the dynamic oracle / that of the cheaper floating pool."""
+        rule = min(ONE_BUFFER, key=lambda rule: np.mean(self.of(rule, "cost")))
+        return _saving(self.of("dynamic", "cost"), self.of(rule, "cost"))
 
     @property
     def has_cliff(self) -> bool:
@@ -127,15 +131,22 @@ class CaseResult:
             "best_static_cost": float(self.static_costs[self.best]),
             "best_static_p99_s": float(np.mean(self.of_static(self.best, "ttft_p99_s"))),
             "cost_when_wrong_by": {f"{offset:+.1f}": self.wrong_by(offset) for offset in OFFSETS},
+            "default_share": float(np.mean(self.of("default", "kv_share_mean"))),
             "default_over_best": {figure: _known(self.default_over_best(figure)) for figure in ROOM_FIGURES},
             "floating_over_best": {rule: _known(self.floating_over_best(rule)) for rule in ONE_BUFFER},
             "room": {figure: _known(self.room(figure)) for figure in ROOM_FIGURES},
+            "room_beyond_floating": _known(self.room_beyond_floating),
             "best_static_cost_chosen_per_episode": self.chosen_per_episode,
             "both_full_cost": float(np.mean(self.of("both_full", "cost"))),
             "best_static_unserved_tokens": float(np.mean(self.of_static(self.best, "unserved_tokens"))),
             "unserved_tokens": self.unserved,
             "verdict": self.verdict,
         }
+
+
+def _saving(values: Sequence[float], reference: Sequence[float]) -> Interval:
+    value, low, high = relative_difference(values, reference)
+    return -value, -high, -low
 
 
 def _known(interval: Interval) -> list[float | None]:

@@ -8,13 +8,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hbmgym.eval.opportunities.measure import DEFAULT
 from hbmgym.eval.opportunities.verdict import Interval
 from hbmgym.eval.regrets.measure import OTHERS_BEST, Regret
 from hbmgym.eval.regrets.share_error import EPSILON, GRID_STEP, SEGMENT_S
 from hbmgym.eval.regrets.summary import (
     BEST_STATIC,
     COST_ROOM,
+    DEFAULT,
     FAR,
     P99_ROOM,
     groups,

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from hbmgym.eval.opportunities.measure import DEFAULT
 from hbmgym.eval.regrets.measure import Regret
 
 FAR = 0.1
 """A regret that is called far from the best static."""
 COST_ROOM, P99_ROOM = 0.05, 0.22
 """What the dynamic oracle saves where there is a gap worth closing, in cost and in p99 TTFT."""
+DEFAULT = "sglang-0.9"
 BEST_STATIC = "best static"
 """Stands for a static split of its own in every case."""
 REUSED = "something reused"

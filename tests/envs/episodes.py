@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hbmgym.envs.serving.config import Policies, ServingConfig, with_policies
 from hbmgym.envs.serving.engines import ENGINE_PROFILES
+from hbmgym.envs.serving.shortage import ONE_BUFFER
 from hbmgym.envs.traces.episode import LOOPS, ROW, Episode, Loop, link
 from hbmgym.memory_backend.migration import MigrateOnFailure
 from hbmgym.memory_backend.pricing import PricedAdmission
@@ -32,6 +33,15 @@ class Ask:
     """Rows that must have ended before."""
     gap_s: float = 0.0
     """In a closed loop, after the last of them."""
+
+
+def with_own_pages(asks: Sequence[Ask], page_tokens: int) -> list[Ask]:
+    """The same requests, where each page without a label has an id of its own, as in the episodes of a trace."""
+    return [
+        dataclasses.replace(ask, content=[*ask.content, *[(row, "own")] * (pages - len(ask.content))])
+        for row, ask in enumerate(asks)
+        for pages in [(ask.input_tokens + ask.output_tokens) // page_tokens]
+    ]
 
 
 def make_episode(asks: Sequence[Ask], page_tokens: int = 64, loop: Loop = "open") -> Episode:
@@ -96,7 +106,7 @@ def small_configs(draw):
         deadline_slos=draw(st.sampled_from([3.0, 10.0])),
         ttft_slo_floor_s=draw(st.sampled_from([0.02, 0.3, 2.0])),
         chunk_move_s=draw(st.sampled_from([75e-6, 1e-3])),
-        transfers=draw(st.sampled_from(["overlapped", "stall", "suspend"])),
+        transfers=draw(st.sampled_from(["overlapped", "stall", "suspend"][: 1 if on_shortage in ONE_BUFFER else 3])),
         eviction_epoch_s=draw(st.sampled_from([0.09, 0.7])),
         flop_weight=draw(st.sampled_from([0.3, 2.0])),
         tlru_threshold_tokens=draw(st.sampled_from([20, 100, 300])),
@@ -126,8 +136,10 @@ def small_configs(draw):
 @st.composite
 def padded_configs(draw):
     """The same little engine with vLLM's one pool: pages of PADDED_PAGE tokens, and six of them to a state."""
-    config = dataclasses.replace(draw(small_configs()), model="zamba2-2.7b", state_dtype="bf16", hbm_gib=0.4)
-    rule = draw(st.sampled_from(["float", "float-lru"]))
+    config = dataclasses.replace(
+        draw(small_configs()), model="zamba2-2.7b", state_dtype="bf16", hbm_gib=0.4, transfers="overlapped"
+    )
+    rule = draw(st.sampled_from(ONE_BUFFER))
     return with_policies(config, dataclasses.replace(config.policies, on_shortage=rule, layout="padded"))
 
 
@@ -135,7 +147,7 @@ def padded_configs(draw):
 def small_episodes(draw, most_sessions=10, loops=LOOPS, page_tokens=SMALL_PAGE):
     """Sessions of up to three turns over up to three shared documents, in an open or a closed loop.
 
-    Some outputs are known from the next turn. Some turns start sub-agents, which the next turn waits for.
+    Some outputs are part of the next turn. Some turns start sub-agents, which the next turn waits for.
     """
     asks: list[Ask] = []  # whose needs are places in this list
 
@@ -147,7 +159,7 @@ def small_episodes(draw, most_sessions=10, loops=LOOPS, page_tokens=SMALL_PAGE):
         prompt = content + [(session, len(asks))] * (tokens // page_tokens - len(content))
         through = prompt + [(session, len(asks), "out")] * ((tokens + output) // page_tokens - len(prompt))
         gap_s = draw(st.integers(0, 300)) * 1.0001e-3
-        asks.append(Ask(arrival_s, tokens, output, through if kept else prompt, needs, gap_s))
+        asks.append(Ask(arrival_s, tokens, output, through, needs, gap_s))
         return (through, tokens + output) if kept else (prompt, tokens)
 
     for session in range(draw(st.integers(1, most_sessions))):

@@ -40,7 +40,6 @@ class Blocks:
         self.scales = (0.0, 0.0)
         self._uses = 0
         self._free = list(range(total_chunks * chunk_bytes // block_bytes))
-        self._abandoned = 0
 
     def copy(self) -> "Blocks":
         other = copy.copy(self)
@@ -102,15 +101,6 @@ class Blocks:
 
     def forget_old_hits(self) -> None:
         self.hits = {name: (0, now) for name, (now, _) in self.hits.items()}
-
-    def abandon(self, name: Hashable) -> None:
-        """Cached, to be evicted first, under a name that nobody asks for."""
-        self._abandoned += 1
-        gone = ("abandoned", self._abandoned, id(self))  # never the name of another pool
-        self.rename(name, gone)
-        del self.pins[gone]
-        self.cached = {gone: None, **self.cached}
-        self.used[gone] = -self._abandoned, self.now_s
 
     def meet_again(self, name: Hashable) -> None:
         """Goes last, unless it is pinned."""
@@ -464,7 +454,8 @@ class NaiveEngine:
             self.orders.refused, self.blocked_on = True, "kv"
             return False
         self.leave_queue()
-        self.retention.admit(job, self.boundary(job), reuse, seen, self.snapshots_on_path(job))
+        computed = max(reuse, on_host // self.page)
+        self.retention.admit(job, self.boundary(job), computed, seen, self.snapshots_on_path(job))
         if not on_host:
             self.totals.kv_loss_tokens += (seen - resident) * self.page
             self.totals.ssm_loss_tokens += (resident - reuse) * self.page
@@ -545,8 +536,6 @@ class NaiveEngine:
         return sorted(may_go, key=lambda name: (self.value(pool, name), pool.used[name][0]))
 
     def value(self, pool: Blocks, name: Hashable) -> float:
-        if name[0] != "id":
-            return -math.inf  # private, so never to be matched
         if self.config.policies.eviction == "lru":
             return 0.0
         if self.config.policies.eviction == "lpb":
@@ -569,7 +558,7 @@ class NaiveEngine:
     def turn_epoch(self) -> None:
         self.epoch_end_s += self.config.eviction_epoch_s
         for pool in (self.kv, self.ssm):
-            names = [name for name in pool.cached if name[0] == "id"]
+            names = list(pool.cached)
             used_s = [pool.used[name][1] for name in names]
             saved = [self.saved_s_per_byte(pool, name) for name in names]
             span_s, range_of_saved = (max(v) - min(v) if names else 0.0 for v in (used_s, saved))
@@ -673,10 +662,8 @@ class NaiveEngine:
         (self.decoding if job.status == "decoding" else self.prefilling).remove(job)
         self.publish(job, self.tokens_of(job))
         for j in range(job.published, job.pages):
-            self.kv.abandon((job.row, j))
-        if job.reserved_depth > job.published:
-            self.ssm.abandon((job.row, RESERVED))
-        elif job.reserved_depth:
+            self.kv.free((job.row, j))
+        if 0 < job.reserved_depth <= job.published:
             name = ("id", job.ids[job.reserved_depth - 1])
             if name in self.ssm.at:
                 self.ssm.meet_again(name)
@@ -922,8 +909,6 @@ class NaiveEngine:
 
     def loss_s(self, pool: Blocks, name: Hashable) -> float:
         """Expected hits x seconds of recovery."""
-        if name[0] != "id":
-            return 0.0
         hits, depth = 1.0, self.depth_of[name[1]]
         if self.config.policies.eviction != "lru":
             counted_over_s = 2 * self.config.eviction_epoch_s - (self.epoch_end_s - self.now_s)

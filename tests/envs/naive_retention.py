@@ -25,8 +25,8 @@ class NaiveRetention:
         if parent is not None:
             self.children[parent].add(page_id)
 
-    def admit(self, job, boundary: int, reuse: int, overlap: int, with_snapshot: set[int]) -> None:
-        """`with_snapshot`: depths on the job's path."""
+    def admit(self, job, boundary: int, computed: int, overlap: int, with_snapshot: set[int]) -> None:
+        """`computed`: pages of the job that are not prefilled; `with_snapshot`: depths on its path."""
         if self.name != "optimal":
             return
         path = job.ids[:boundary]
@@ -38,7 +38,7 @@ class NaiveRetention:
         placement = make_placement(boundary, self.number)
         for depth in range(1, boundary + 1):
             placement.before[depth] = self.overlaps.get(min(boundary - depth, MOST_BEHIND), 0)
-            placement.allowed[depth] = depth > reuse or depth in with_snapshot
+            placement.allowed[depth] = depth > computed or depth in with_snapshot
         count = place_checkpoints(placement, boundary)  # compared with brute force in test_placement.py
         self.planned[job.row] = placement.chosen[:count].tolist()
 

@@ -72,8 +72,9 @@ def test_what_moves_is_a_whole_slot_and_all_of_it_is_charged():
 
 
 def test_cold_blocks_of_the_full_pool_go_before_hot_ones_of_the_other():
-    prompts = [Ask(0.05 * i, PAGE + 1, 1, [i]) for i in range(12)]  # each leaves a state, its page and a private one
-    core = play([*prompts, Ask(2.0, 3 * PAGE, 1)], MOST_SLOTS)
+    # Each leaves a state and a page behind that.
+    prompts = [Ask(0.5 * i, PAGE + 1, PAGE, [i, "out"]) for i in range(9)]
+    core = play([*prompts, Ask(6.0, 3 * PAGE, 1)], MOST_SLOTS)
     assert core.actions["own_evict"] > 0 and core.moved_chunks == 0
     assert core.memory.kv.meta.evictions > 0 == core.memory.ssm.meta.evictions
 
@@ -84,7 +85,7 @@ LAST = [Ask(1.0, 64, 300), Ask(1.001, 64, 300), Ask(1.5, 64, 1)]
 
 
 def with_filler(content) -> Core:
-    """The filler's 310 pages are the greater part of what is cached when the last one lacks slots."""
+    """The filler's 310 pages, if they have ids, are most of what is cached when the last one lacks slots."""
     core = start("priced", [A, B, Ask(0.2, 310 * PAGE + 1, 1, content), *LAST], LAYOUT.share(7), priced=AT_ONCE)
     return run_until(core, lambda c: c.now_s > 1.6)
 
@@ -92,7 +93,7 @@ def with_filler(content) -> Core:
 def test_what_the_other_pool_would_lose_decides():
     """With its loss left out, moving chunks would be cheaper both times than A's and B's states."""
     cold, hot = with_filler([]), with_filler(["filler"] * 310)
-    assert cold.actions["cross_evict"] == 1 and cold.moved_chunks > 0
+    assert cold.actions["cross_free"] == 1 and cold.moved_chunks > 0
     assert hot.actions["own_evict"] == 1 and hot.moved_chunks == 0
     assert cold.memory.ssm.meta.cached == 2 and hot.memory.ssm.meta.evictions == 2
 

@@ -71,7 +71,7 @@ def test_window_and_split_at_start_do_not_change_the_rates(shipped):
 
 def test_rules_of_the_engine_do_not_change_the_rates(shipped):
     padded = Policies(eviction="tlru", on_shortage="float-lru", layout="padded")
-    other = with_policies(dataclasses.replace(CONFIG, transfers="suspend", tlru_next_tokens=7), padded)
+    other = with_policies(dataclasses.replace(CONFIG, tlru_next_tokens=7), padded)
     remember_rate(shipped, BRIEF, CONFIG, 7.0)
     assert class_rate(BRIEF, other) == LOAD_FACTOR * 7.0
 

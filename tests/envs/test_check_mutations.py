@@ -12,7 +12,7 @@ from hbmgym.envs.serving.core import Core
 from hbmgym.memory_backend.oplog import CHECK, COPY, KV, MOVE, OP, OP_NAMES, SSM, STAMP, ZERO
 from hbmgym.memory_backend.pools import NONE
 from hbmgym.memory_backend.vmm import VmmError, VmmRefused
-from tests.envs.episodes import SMALL_PAGE, Ask, make_episode
+from tests.envs.episodes import SMALL_PAGE, Ask, make_episode, with_own_pages
 
 # Blocks of a quarter of the model, so that 38 chunks run short and a slot lies on four or five of them.
 CONFIG = ServingConfig(
@@ -21,16 +21,19 @@ CONFIG = ServingConfig(
     chunk_move_s=1e-3,
 )  # fmt: skip
 EPISODE = make_episode(
-    [
-        Ask(
-            0.003 * i,
-            340 + 40 * (i % 3),
-            300 + 30 * (i % 4),
-            ["document"] * 20 + [i % 5],
-            [i - 4] if i > 4 and i % 4 == 3 else [],
-        )
-        for i in range(24)
-    ],
+    with_own_pages(
+        [
+            Ask(
+                0.003 * i,
+                340 + 40 * (i % 3),
+                300 + 30 * (i % 4),
+                ["document"] * 20 + [i % 5],
+                [i - 4] if i > 4 and i % 4 == 3 else [],
+            )
+            for i in range(24)
+        ],
+        SMALL_PAGE,
+    ),
     SMALL_PAGE,
 )
 SHARES = (0.2, 0.6, 0.1, 0.3)

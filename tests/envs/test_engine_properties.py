@@ -18,7 +18,7 @@ from hbmgym.envs.serving.metrics import request_costs
 from hbmgym.envs.serving.state import FINISHED, REJECTED
 from hbmgym.envs.traces.episode import link
 from hbmgym.memory_backend.vmm import VmmRefused
-from tests.envs.episodes import ENGINES, SMALL_PAGE, Ask, make_episode, small_configs, small_episodes
+from tests.envs.episodes import ENGINES, SMALL_PAGE, Ask, make_episode, small_configs, small_episodes, with_own_pages
 
 TIMES = ("admitted_s", "first_token_s", "ended_s")
 SHARES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
@@ -165,6 +165,7 @@ def busy_hour_of_a_small_engine() -> list[list[float]]:
         model="qwen3.5-4b", hbm_gib=0.3, page_tokens=SMALL_PAGE, prefill_budget=128, decode_snapshot_tokens=32,
         slots_per_request=1, window_s=0.1, ttft_slo_floor_s=0.1, chunk_move_s=1e-3, pin_price=0.0,
     )  # fmt: skip
+    episode = make_episode(with_own_pages(asks, SMALL_PAGE), SMALL_PAGE)
     times, reused, preemptions, pins, offloads = [], 0, 0, 0, 0
     rules = zip(
         ("evict", "migrate", "float", "priced"),
@@ -176,7 +177,7 @@ def busy_hour_of_a_small_engine() -> list[list[float]]:
     for on_shortage, admission, engine, interval in rules:
         policies = Policies(admission=admission, on_shortage=on_shortage, pin="ttl", preemption="offload")
         config = dataclasses.replace(config, policies=policies, engine=engine, receive_interval=interval)
-        core, _ = play(config, make_episode(asks, SMALL_PAGE), [0.2, 0.6, 0.1, 0.3], check=True)
+        core, _ = play(config, episode, [0.2, 0.6, 0.1, 0.3], check=True)
         assert core.moved_chunks > 0
         reused += core.counters.reused_tokens
         preemptions += core.counters.preemptions

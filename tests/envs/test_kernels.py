@@ -403,12 +403,15 @@ def test_weights_of_4_bits_are_those_of_the_experts():
     assert seconds["nvfp4"] < seconds["bf16"]
 
 
-def test_windows_are_read_as_bf16_once_per_sequence_and_attended_to_by_every_token_of_a_prompt():
+def test_windows_are_read_once_per_sequence_and_attended_to_by_every_token_of_a_prompt():
     gpu, model = find_gpu("h200"), find_model("gpt-oss-120b")
     shard = Shard(model, gpu, "vllm", "mxfp4", "bf16", "fp32")
     kernels = gpu.kernels["vllm"]
     assert shard.state_s == pytest.approx(model.window_bytes() / (kernels.attention_e_bw["bf16"][0] * gpu.bandwidth))
-    assert Shard(model, gpu, "vllm", "mxfp4", "fp8", "fp32").state_s == shard.state_s
+    fp8_bytes, fp8_share = model.window_bytes(kv_dtype="fp8"), kernels.attention_e_bw["fp8"][0]
+    assert 2 * fp8_bytes == model.window_bytes()
+    fp8 = Shard(model, gpu, "vllm", "mxfp4", "fp8", "fp32")
+    assert fp8.state_s == pytest.approx(fp8_bytes / (fp8_share * gpu.bandwidth))
     pairs = model.window_layers * model.window_tokens * 4 * model.q_heads * model.head_dim
     assert shard.scan_s_per_token == pytest.approx(pairs / (kernels.attention_e_f["bf16"][0] * gpu.flops))
 

@@ -1,5 +1,6 @@
 """What a configuration's memory is divided into: the windows' workspace, and the slots of a running request."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hbmgym.memory_backend.geometry import find_model
 from hbmgym.memory_backend.split import CHUNK_BYTES
 from tests.envs.episodes import Ask, make_episode
 
-GPT_OSS = ServingConfig(model="gpt-oss-120b", hbm_gib=8.0, kv_dtype="fp8")
+GPT_OSS = ServingConfig(model="gpt-oss-120b", hbm_gib=8.0)
 SGLANG = ENGINE_PROFILES["sglang-graph"]
 WINDOW_TOKEN = 18 * 2 * 8 * 64 * 2
 """Bytes of one token in the 18 layers of gpt-oss-120b that have a window."""
@@ -24,10 +25,11 @@ def test_prompts_in_flight_have_a_workspace_of_whole_chunks_beside_both_pools(bu
     assert make_layout(config).budget_bytes == config.budget_bytes - chunks * CHUNK_BYTES
 
 
-def test_the_workspace_is_bf16_and_shared_out_with_the_kv_heads():
+def test_the_workspace_has_the_dtype_of_the_cache_and_is_shared_out_with_the_kv_heads():
     model = find_model("gpt-oss-120b")
-    assert window_workspace_bytes(model, 8192, 1) == 8192 * WINDOW_TOKEN
-    assert window_workspace_bytes(model, 8192, 4) == 8192 * WINDOW_TOKEN // 4
+    assert window_workspace_bytes(model, 8192, 1, "bf16") == 8192 * WINDOW_TOKEN
+    assert window_workspace_bytes(model, 8192, 4, "bf16") == 8192 * WINDOW_TOKEN // 4
+    assert window_workspace_bytes(model, 8192, 1, "fp8") == 8192 * WINDOW_TOKEN // 2
 
 
 @pytest.mark.parametrize("slug", ["qwen3-next-80b-a3b", "kimi-linear-48b-a3b", "lfm2-8b-a1b"])
@@ -36,12 +38,17 @@ def test_without_windows_the_pools_have_the_whole_budget(slug):
     assert make_layout(config).budget_bytes == config.budget_bytes
 
 
-def test_a_budget_within_the_workspace_is_one_line_that_says_what_to_change():
-    with pytest.raises(ValueError, match=r"hbm_gib is 0\.25, but gpt-oss-120b needs 0\.28 GiB for the 8192") as error:
-        make_layout(replace(GPT_OSS, hbm_gib=0.25))
+@pytest.mark.parametrize("hbm_gib", [0.01, 0.25, 0.29])
+@pytest.mark.parametrize("config", [GPT_OSS, ServingConfig()])
+def test_a_budget_that_is_too_small_is_one_line_that_says_how_much_is_needed(config, hbm_gib):
+    message = rf"hbm_gib is {hbm_gib:g}, but {config.model} needs (.*) GiB for one request of 2 slots and 8192 prompt "
+    with pytest.raises(ValueError, match=message) as error:
+        make_layout(replace(config, hbm_gib=hbm_gib))
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"cannot hold 2 slots .* and 301989888 more for the prompts in flight"):
-        make_layout(replace(GPT_OSS, hbm_gib=0.29))
+    needed = float(re.search(message, str(error.value))[1])
+    make_layout(replace(config, hbm_gib=needed))
+    with pytest.raises(ValueError, match=message.replace(f"{hbm_gib:g}", f"{needed - 0.01:g}", 1)):
+        make_layout(replace(config, hbm_gib=needed - 0.01))
 
 
 def test_a_window_tail_is_reused_without_a_copy_and_a_state_is_not():

@@ -79,7 +79,8 @@ def pages(blocks, block_size, page_tokens):
 
 
 def oracle(trace, selection, page_tokens):
-    """(prompt pages, known pages) of every row as tuples, straight from the rules."""
+    """(Pages of the prompt that the trace has ids for, all full pages) of every row as tuples, straight from the
+    rules."""
     rows = list(zip(selection.source.tolist(), selection.copy.tolist(), strict=True))
     covered = [pages(naive_blocks(trace, row), trace.block_size, page_tokens) for row, _ in rows]
     prompt = [
@@ -89,7 +90,7 @@ def oracle(trace, selection, page_tokens):
     result = []
     for e, (row, copy) in enumerate(rows):
         total = int(trace.input_tokens[row] + trace.output_tokens[row])
-        known = prompt[e]
+        known = prompt[e] + [("own", e, page) for page in range(len(prompt[e]), total // page_tokens)]
         for c in range(e + 1, len(rows)):
             child, child_copy = rows[c]
             with_parents = (trace.parent >= 0).any()
@@ -147,13 +148,15 @@ def test_output_takes_the_first_childs_ids_only_when_the_child_repeats_it():
     assert episode.refs[episode.rows["ref_off"][0] + 1] == episode.refs[episode.rows["ref_off"][1] + 1]
     assert output_id_fraction(episode) == 1.0
     unrelated = episode_of(trace, select(trace, [0, 2]), 4)
-    assert unrelated.rows["known_ids"].tolist() == [1, 3]
+    assert unrelated.rows["known_ids"].tolist() == [2, 3]
+    assert unrelated.id_count == 4 and output_id_fraction(unrelated) == 0.0
 
 
-def test_trace_without_ids_has_no_pages():
-    trace = make_trace([[], []], [100, 200], 0)
+def test_rows_of_a_trace_without_ids_have_pages_that_no_other_has():
+    trace = make_trace([[], []], [100, 200], 0, output=[30, 1])
     episode = episode_of(trace, select(trace, [0, 1]), 64)
-    assert (len(episode.refs), episode.id_count) == (0, 0)
+    assert (episode.refs.tolist(), episode.id_count) == ([0, 1, 2, 3, 4], 5)
+    assert (episode.rows["prompt_ids"].tolist(), episode.rows["known_ids"].tolist()) == ([0, 0], [2, 3])
 
 
 def test_a_page_that_ends_within_a_block_is_shared_only_with_the_whole_block():
@@ -173,7 +176,7 @@ def test_a_page_without_tokens_is_refused():
 
 
 def test_episode_above_the_limit_is_refused_with_the_remedy():
-    trace = make_trace([[0, 1, 2]], [6], 2)
+    trace = make_trace([[0, 1, 2]], [6], 2, output=[1])
     with pytest.raises(TraceError, match=r"holds 3 page ids, expected at most 2 \(shorter part"):
         episode_of(trace, select(trace, [0]), 2, max_refs=2)
 

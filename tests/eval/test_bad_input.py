@@ -171,7 +171,7 @@ def test_a_damaged_real_trace_is_refused(script, workplace, refusal):
         (("--long-prefill-tokens", "-1"), "long_prefill_tokens is -1, expected an integer >= 0"),
         (("--costs", "nowhere.json"), "nowhere.json: cannot be read: No such file"),
         (("--costs", "."), "Is a directory"),
-        (("--hbm-gib", "0.1"), "give at least"),
+        (("--hbm-gib", "0.1"), "hbm_gib is 0.1, but qwen3-next-80b-a3b needs 0.34 GiB"),
         (("--hbm-gib", "0"), "hbm_gib is 0.0"),
         (("--hbm-gib", "-4"), "hbm_gib is -4.0"),
         (("--hbm-gib", "nan"), "hbm_gib is nan"),

@@ -87,6 +87,11 @@ def test_room_in_a_figure_is_counted_from_the_share_that_is_best_in_it():
     assert result(*episodes).verdict == "none"
 
 
+def test_room_beyond_floating_is_counted_from_the_cheaper_floating_pool():
+    value, low, high = result(*(episode((9, 9, 1, 9, 9), 1, 0.6) for _ in range(6))).room_beyond_floating
+    assert low == value == high == pytest.approx(0.25), "float-lru costs .8, the oracle .6"
+
+
 def test_nothing_is_concluded_of_an_overloaded_case():
     assert result(episode((9, 9, 1, 9, 9), 9, 0.1), rho=1.2).verdict == "overloaded"
 

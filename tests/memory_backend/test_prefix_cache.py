@@ -7,6 +7,7 @@ import pytest
 
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
+from hbmgym.memory_backend.eviction import eviction_order
 from hbmgym.memory_backend.pools import NONE
 from tests.envs.episodes import Ask, make_episode
 
@@ -142,12 +143,9 @@ def test_prompts_computed_side_by_side_end_as_one_copy():
     assert np.all(core.requests.reused_tokens == 0)
 
 
-def test_generated_pages_without_ids_stay_cached_and_are_evicted_first():
-    core = play([Ask(0.0, 4 * PAGE, 5 * PAGE, ["a"] * 4)])
-    kv = core.memory.kv
-    assert (kv.meta.cached, kv.meta.live) == (9, 0)
-    order, entry = [], kv.meta.evict_first
-    while entry != NONE:
-        order.append(int(kv.entries[entry].key))
-        entry = kv.entries[entry].next
-    assert order[:5] == [NONE] * 5 and sorted(order[5:]) == [0, 1, 2, 3]
+@pytest.mark.parametrize("named", [4, 7, 9])
+def test_pages_that_have_ids_stay_cached_and_others_are_free_at_once(named):
+    core = play([Ask(0.0, 4 * PAGE, 5 * PAGE + 1, ["a"] * named)])
+    kv, evictable = core.memory.kv, eviction_order(core.memory.kv)
+    assert (kv.meta.cached, kv.meta.live) == (named, 0)
+    assert kv.entries.key[evictable].tolist() == core.episode.refs[:named][::-1].tolist(), "deepest first"

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.config import Policies, ServingConfig
 from hbmgym.envs.serving.core import Core
+from hbmgym.envs.serving.shortage import ONE_BUFFER
 from hbmgym.envs.serving.state import FINISHED
 from hbmgym.memory_backend.resize import RUN_CHUNKS
 from tests.envs.episodes import PLAIN_ENGINE, Ask, make_episode
@@ -243,6 +244,12 @@ def test_a_suspended_resize_never_preempts_the_oldest():
 def test_an_unknown_way_to_move_chunks_is_refused():
     with pytest.raises(ValueError, match="transfers is 'never', expected one of: overlapped, stall, suspend"):
         ServingConfig(transfers="never")
+
+
+@pytest.mark.parametrize("rule", ONE_BUFFER)
+def test_one_pool_has_no_transfers_to_choose(rule):
+    with pytest.raises(ValueError, match=f"transfers is 'suspend', but on_shortage={rule} is one pool without a split"):
+        ServingConfig(transfers="suspend", policies=Policies(on_shortage=rule))
 
 
 def test_copies_of_a_run_delay_the_next_one():
