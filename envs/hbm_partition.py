@@ -346,7 +346,7 @@ def _nested(name: str, value: Any, default: Any) -> Any:
         if isinstance(getattr(default, field), bool):
             if not isinstance(setting, bool):
                 raise ValueError(f"serving field {name}.{field} is {setting!r}, expected true or false")
-        else:
+        elif getattr(default, field) is not None:
             _check_type(f"{name}.{field}", setting, type(getattr(default, field)))
     return dataclasses.replace(default, **value)
 

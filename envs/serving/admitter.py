@@ -6,7 +6,7 @@
 | cross-free | chunks of the other pool are free | move |
 | own-evict | both pools have enough that is free or cached | loss of the victims in both pools |
 | cross-evict | something has to be evicted beside the move | move + loss of the victims in both pools |
-| defer | a request runs or chunks move; `max_deferrals` times per request | deferral weight x requests in the queue |
+| defer | a request runs or chunks move; `max_deferrals` times per request | seconds it lasts x requests in the queue |
 | no choice | nothing of the above, so that the head waits | |
 
 The least cost is taken, of equal ones the upper row. A move is one of chunks to the pool that lacks room, failing that
@@ -21,7 +21,16 @@ our reading.
 import math
 
 from hbmgym.envs.serving.shortage import split_is_under_way
-from hbmgym.envs.serving.state import CROSS_EVICT, CROSS_FREE, DEFER, NO_CHOICE, OWN_EVICT, OWN_FREE, RATIOS
+from hbmgym.envs.serving.state import (
+    AS_LONG_AS_IT_LASTS,
+    CROSS_EVICT,
+    CROSS_FREE,
+    DEFER,
+    NO_CHOICE,
+    OWN_EVICT,
+    OWN_FREE,
+    RATIOS,
+)
 from hbmgym.memory_backend.jit import subkernel
 from hbmgym.memory_backend.oplog import KV, SSM
 from hbmgym.memory_backend.pools import NONE
@@ -59,7 +68,7 @@ def pool_to_wait_for(state, row, reuse, pages):
     crosses_free = states_away == 0 and pages_away == 0
     may_defer = engine.prefilling + engine.decoding > 0 or split_is_under_way(state)
     if min(own_s, cross_s) < math.inf and may_defer and state.requests[row].deferrals < engine.max_deferrals:
-        defer_s = engine.deferral_weight * engine.waiting
+        defer_s = _deferral_s(engine)
 
     action = _cheapest(own_s, cross_s, crosses_free, defer_s)
     if action in (CROSS_FREE, CROSS_EVICT) and engine.migrated_now != 0:
@@ -72,6 +81,14 @@ def pool_to_wait_for(state, row, reuse, pages):
     state.actions[action] += 1
     state.requests[row].deferrals += action == DEFER
     return short
+
+
+@subkernel
+def _deferral_s(engine):
+    """What all who wait lose with a deferral, which ends, as a rule, when the next request does."""
+    if engine.deferral_weight == AS_LONG_AS_IT_LASTS:
+        return engine.waiting * engine.busy_s / max(engine.finished, 1)
+    return engine.deferral_weight * engine.waiting
 
 
 @subkernel

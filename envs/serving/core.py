@@ -17,6 +17,7 @@ from hbmgym.envs.serving.retention import INTERVAL, Retention
 from hbmgym.envs.serving.shortage import ONE_BUFFER, PRICED, SHORTAGE_RULES
 from hbmgym.envs.serving.state import (
     ACTION_NAMES,
+    AS_LONG_AS_IT_LASTS,
     DECODING,
     EXAMPLE_STATE,
     FINISHED,
@@ -282,7 +283,8 @@ class Core:
         engine.migration_low, engine.migration_high = config.migrate.low, config.migrate.high
         engine.migration_chunks, engine.migration_interval = config.migrate.chunks, config.migrate.interval_ops
         engine.horizon_s, engine.max_deferrals = config.priced.horizon_s, config.priced.max_deferrals
-        engine.deferral_weight = config.priced.deferral_weight
+        own = config.priced.deferral_weight
+        engine.deferral_weight = AS_LONG_AS_IT_LASTS if own is None else own
         engine.admission = ADMISSION_RULES[config.policies.admission]
         engine.reorders = int(engine.admission in (LPM, SLO) or config.max_long_prefills > 0)
         engine.arrivals_matter = int(engine.reorders != 0 or engine.on_shortage == PRICED)

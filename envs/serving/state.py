@@ -29,6 +29,7 @@ HISTORY = 200
 OWN_FREE, CROSS_FREE, OWN_EVICT, CROSS_EVICT, DEFER, NO_CHOICE = range(6)
 ACTION_NAMES = ("own_free", "cross_free", "own_evict", "cross_evict", "defer", "no_choice")
 RATIOS = 16
+AS_LONG_AS_IT_LASTS = -1.0  # a deferral weight
 
 OVERLAPPED, STALL, SUSPEND = range(3)
 TRANSFERS = {"overlapped": OVERLAPPED, "stall": STALL, "suspend": SUSPEND}

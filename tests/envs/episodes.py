@@ -124,7 +124,7 @@ def small_configs(draw):
         window_s=draw(st.sampled_from([0.0731, 0.251, 1.07])),
         priced=PricedAdmission(
             horizon_s=draw(st.sampled_from([0.5, 20.0])),
-            deferral_weight=draw(st.sampled_from([0.0, 1e-3, 0.05])),
+            deferral_weight=draw(st.sampled_from([None, None, 0.0, 1e-3, 0.05])),
             max_deferrals=draw(st.sampled_from([0, 3, 1000])),
         ),
         migrate=MigrateOnFailure(

@@ -843,7 +843,8 @@ class NaiveEngine:
             plans[action] = (*away, found)
         busy = self.decoding or self.prefilling or kv.chunks != kv.target
         if action_s and busy and job.deferrals < self.priced.max_deferrals:
-            action_s["defer"] = self.deferral_weight * len(self.queue)
+            lasts_s = self.totals.busy_s / max(sum(job.status == "finished" for job in self.jobs), 1)
+            action_s["defer"] = len(self.queue) * (lasts_s if self.deferral_weight is None else self.deferral_weight)
         action = min(action_s, key=lambda name: (action_s[name], ACTION_NAMES.index(name)), default="no_choice")
         if action.startswith("cross") and not self.may_migrate:
             return short

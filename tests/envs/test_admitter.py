@@ -122,6 +122,14 @@ def test_deferring_has_an_end(deferrals, waits):
     assert waits or core.requests["deferrals"].max() == 1
 
 
+@pytest.mark.parametrize(("chunk_move_s", "waits"), [(1e-3, True), (1e-5, False)])
+def test_a_deferral_costs_what_it_lasts(chunk_move_s, waits):
+    """One who waits loses the busy seconds per finished request, here some 4 to 20 ms; 50 chunks would have to move."""
+    asks = [*(Ask(0.02 * i, 64, 1) for i in range(5)), Ask(0.1, 64, 100), Ask(0.12, 64, 1)]
+    core = play(asks, MOST_PAGES, PricedAdmission(max_deferrals=9), chunk_move_s=chunk_move_s)
+    assert (core.actions["defer"] > 0, core.actions["cross_free"] > 0) == (waits, not waits)
+
+
 def test_nobody_is_deferred_where_nothing_runs():
     asks = [Ask(0.0, PAGE + 1, 1, ["a"]), Ask(1.0, 60 * PAGE, 1)]
     core = play(asks, MOST_SLOTS, PATIENT)
@@ -153,7 +161,9 @@ def test_a_move_waits_for_a_requested_split_that_is_under_way():
 
 @pytest.mark.parametrize(("mode", "waits"), [("shadow", True), ("none", False)])
 def test_curvature_makes_free_bytes_dear_to_move(mode, waits):
-    core = start("priced", [Ask(0.0, 64, 100), Ask(0.1, 64, 1)], MOST_PAGES, priced=PricedAdmission(mode))
+    core = start(
+        "priced", [Ask(0.0, 64, 100), Ask(0.1, 64, 1)], MOST_PAGES, priced=PricedAdmission(mode, max_deferrals=4)
+    )
     core.set_prices(prices(curvature=1e-14, deferral_weight=0.1))
     finish(core)
     assert (core.requests[1].admitted_s >= core.requests[0].ended_s) == waits
@@ -161,7 +171,13 @@ def test_curvature_makes_free_bytes_dear_to_move(mode, waits):
 
 def test_without_a_shadow_price_nothing_that_is_published_counts():
     def actions(mode, *published):
-        core = start("priced", shifting_traffic(), 0.8, priced=PricedAdmission(mode, deferral_weight=1e-3), **TOY)
+        core = start(
+            "priced",
+            shifting_traffic(),
+            0.8,
+            priced=PricedAdmission(mode, deferral_weight=1e-3, max_deferrals=4),
+            **TOY,
+        )
         for price in published:
             core.set_prices(price)
         finish(core)
@@ -173,7 +189,9 @@ def test_without_a_shadow_price_nothing_that_is_published_counts():
 
 
 def test_a_controllers_deferral_weight_replaces_the_default():
-    core = start("priced", [Ask(0.0, 64, 100), Ask(0.1, 64, 1)], MOST_PAGES)
+    asks, patient = [Ask(0.0, 64, 100), Ask(0.1, 64, 1)], PricedAdmission(deferral_weight=1e6, max_deferrals=4)
+    assert play(asks, MOST_PAGES, patient).actions["defer"] == 0
+    core = start("priced", asks, MOST_PAGES, priced=patient)
     core.set_prices(prices(deferral_weight=1e-6))
     assert finish(core).actions["defer"] > 0
 

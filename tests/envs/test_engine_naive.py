@@ -77,8 +77,9 @@ def compare(config, episode, shares, curvature=0.0, most_windows=3000):
     core = Core(config, check=True)
     core.reset(episode, shares[0])
     naive = NaiveEngine(core, episode, shares[0])
-    core.set_prices(np.array([(0.0, curvature, naive.deferral_weight)], PRICES).view(np.recarray)[0])
-    naive.curvature = curvature
+    if naive.deferral_weight is not None:
+        core.set_prices(np.array([(0.0, curvature, naive.deferral_weight)], PRICES).view(np.recarray)[0])
+        naive.curvature = curvature
     shares = iter(shares[1:])
     for window in range(1, most_windows):
         core.run_window()

@@ -315,6 +315,7 @@ def test_the_initial_share_is_random_on_request() -> None:
         {"serving": {"priced": {"price_mode": "free"}}},
         {"serving": {"priced": {"horizon_s": 0.0}}},
         {"serving": {"priced": {"deferral_weight": -1.0}}},
+        {"serving": {"priced": {"deferral_weight": "dear"}}},
         {"serving": {"priced": {"max_deferrals": -1}}},
         {"serving": {"slots_per_request": 9}},
         {"part": "trian"},
