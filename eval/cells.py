@@ -9,20 +9,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from hbmgym.controllers.base import Controller
 from hbmgym.controllers.registry import make_controller, with_parameters
-from hbmgym.envs.serving.config import ServingConfig
-from hbmgym.envs.serving.core import Core
+from hbmgym.envs.serving.config import Policies, ServingConfig, with_policies
+from hbmgym.envs.serving.core import Core, setup_hash
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.envs.workload import Workload
 from hbmgym.eval.load import rho
 from hbmgym.eval.oracle import dynamic_oracle, phase_oracle, segment_costs
-from hbmgym.eval.rollout import Cell, Rollout, run_episode
+from hbmgym.eval.rollout import Cell, Rollout, cell_hash, run_episode
+from hbmgym.eval.rows import find_row
 from hbmgym.files import write_atomically
 from hbmgym.processes import Workers
 
@@ -42,10 +43,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Task:
-    """One episode to run. `phase_shares` stands for the per-phase oracle instead of a controller, `oracle_shares` for
-    the dynamic one, which is `late_s` seconds late; `parameters` replace some of the controller's own."""
+    """One episode to run under a row of the table (`eval.rows`).
 
-    controller: str
+    `phase_shares` stands for the per-phase oracle instead, `oracle_shares` for the dynamic one, which is `late_s`
+    seconds late; `parameters` replace some of a controller's own.
+    """
+
+    row: str
     workload: int
     seed: int
     phase_shares: tuple[float, ...] = ()
@@ -56,38 +60,58 @@ class Task:
     """Other than 0: what it costs is also told by segments of so many seconds."""
 
 
-_worker: dict[str, object] = {}
+_worker: dict[str, Any] = {}
 
 
 def _start_worker(bench: Bench) -> None:
     _worker["bench"] = bench
-    _worker["core"] = Core(bench.config, backend=bench.backend, check=bench.check)
+    _worker["cores"] = {}
+
+
+def _core_of(policies: Policies) -> Core:
+    """The bench's engine under a row's rules, made once."""
+    bench: Bench = _worker["bench"]
+    cores: dict[Policies, Core] = _worker["cores"]
+    if policies not in cores:
+        config = with_policies(bench.config, policies)
+        cores[policies] = Core(config, backend=bench.backend, check=bench.check)
+    return cores[policies]
 
 
 def _run_task(task: Task) -> Rollout:
-    bench, core = _worker["bench"], _worker["core"]
-    assert isinstance(bench, Bench) and isinstance(core, Core)
+    bench: Bench = _worker["bench"]
     episode = bench.workloads[task.workload].episode(bench.part, task.seed)
-    rollout = run_episode(_who(task, core, episode), core, episode)
+    if task.phase_shares or task.oracle_shares or task.parameters:
+        core = _core_of(bench.config.policies)
+        rollout = run_episode(_without_row(task, core, episode), core, episode)
+    else:
+        row = find_row(task.row, bench.config)
+        core = _core_of(row.config(bench.config).policies)
+        rollout = run_episode(make_controller(row.controller), core, episode)
+        _sign(rollout, row.name, bench.config, episode)
     if task.segment_s:
         rollout.segments = segment_costs(core, episode, task.segment_s)
     return rollout
 
 
-def _who(task: Task, core: Core, episode: Episode) -> Controller:
+def _without_row(task: Task, core: Core, episode: Episode) -> Controller:
     if task.phase_shares:
         return phase_oracle(episode.name, task.phase_shares, task.seed, episode.horizon_s)
     if task.oracle_shares:
         return dynamic_oracle(core, episode, task.oracle_shares, task.late_s)
-    if task.parameters:
-        return with_parameters(task.controller, dict(task.parameters))
-    return make_controller(task.controller)
+    return with_parameters(task.row, dict(task.parameters))
+
+
+def _sign(rollout: Rollout, name: str, table: ServingConfig, episode: Episode) -> None:
+    """Name the row. Its own rules are in `policies`; the hashes are those of what all rows of the table share."""
+    rollout.cell["controller"] = rollout.timing["controller"] = name
+    rollout.cell["setup_hash"] = setup = setup_hash(table)
+    rollout.cell["cell_hash"] = cell_hash(setup, episode)
 
 
 def _run_rho(question: tuple[int, int, tuple[float, ...]]) -> float:
     workload, seed, shares = question
-    bench = _worker["bench"]
-    assert isinstance(bench, Bench)
+    bench: Bench = _worker["bench"]
     return rho(shares, bench.workloads[workload].episode(bench.part, seed), bench.config)
 
 
@@ -109,8 +133,9 @@ class Runner:
     def __exit__(self, *_: object) -> None:
         if self._workers is not None:
             self._workers.close()
-        elif isinstance(core := _worker.get("core"), Core):
-            core.close()
+        else:
+            for core in _worker["cores"].values():
+                core.close()
 
     def run(self, tasks: Sequence[Task], label: str) -> list[Rollout]:
         """In the order of the tasks."""
@@ -125,7 +150,7 @@ class Runner:
         return min(self._watch(results, len(questions), "rho"))
 
     def _name(self, task: Task) -> str:
-        who = task.controller or "the oracle"
+        who = task.row or "the oracle"
         return f"{who} on {self.bench.workloads[task.workload].name}, seed {task.seed}"
 
     def _watch(self, results: Iterable[T], total: int, label: str) -> Iterable[T]:
@@ -219,7 +244,8 @@ def write_cells(folder: Path, rollouts: Sequence[Rollout]) -> None:
     write_json(folder / "cells.json", cells)
     write_json(folder / "timings.json", [rollout.timing for rollout in rollouts])
     text = io.StringIO()
-    writer = csv.DictWriter(text, cells[0], lineterminator="\n")
+    columns = dict.fromkeys(column for cell in cells for column in cell)  # some rules count more than others
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(cells)
     write_atomically(folder / "cells.csv", text.getvalue().encode())

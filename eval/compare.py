@@ -18,8 +18,9 @@ from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.envs.traces.trace import TraceError
 from hbmgym.eval.cells import Bench, UnequalCells, UnusableFolder, check_folder, claimed, shown_anyway, write_cells
-from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, Comparison, compare, controller_names
+from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, Comparison, compare, row_names
 from hbmgym.eval.options import ServingOptions
+from hbmgym.eval.rows import RULES
 from hbmgym.eval.table import backend_lines, print_comparison
 from hbmgym.memory_backend.vmm import BACKENDS, VmmRefused, open_vmm
 
@@ -31,7 +32,8 @@ class CompareOptions(ServingOptions):
     controllers: str = option(
         DEFAULT_CONTROLLERS,
         f"comma-separated: static-<kv_share>, static-grid, sglang-<ratio>, {', '.join(MOVING_CONTROLLERS)}, "
-        "<name>:tuned (eval/tune.py), helm (and its ablations, docs/helm.md), helm:<run or policy.npz>, ppo:<the same>",
+        "<name>:tuned (eval/tune.py), helm (and its ablations, docs/helm.md), helm:<run or policy.npz>, ppo:<same>, "
+        f"{', '.join(RULES)} (no controller); each also under other rules: helm@priced, static-0.5@retention=all",
     )
     seeds: int = option(10, "episodes per workload")
     split: str = option("validation", "part of the data", choices=("train", "validation", "test", "all"))
@@ -80,7 +82,7 @@ def _prepare(options: CompareOptions) -> tuple[Bench, list[str], list[int]]:
         check_folder(Path(options.out))  # before scenarios are calibrated
     config = options.serving_config()
     layout = make_layout(config)
-    names = controller_names(options.controllers, layout)
+    names = row_names(options.controllers, config)
     part: Part = options.split  # type: ignore[assignment]
     if options.seeds < 1 or options.jobs < 1:
         raise ValueError(f"--seeds {options.seeds} and --jobs {options.jobs} must be at least 1")

@@ -1,4 +1,4 @@
-"""A comparison: every controller on every workload and seed, the best static split in hindsight, rho and the room."""
+"""A comparison: every row on every workload and seed, the static split that could have been set, rho and the room."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,19 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hbmgym.controllers.registry import is_static, make_controller
+from hbmgym.controllers.registry import is_static
+from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.workload import ScenarioWorkload
 from hbmgym.eval.cells import Bench, Runner, Task, check_comparable
 from hbmgym.eval.oracle import ORACLE, coordinate_descent
 from hbmgym.eval.rollout import Cell, Rollout
-from hbmgym.eval.statics import best_costs, best_static
+from hbmgym.eval.rows import find_row
+from hbmgym.eval.statics import best_costs, best_on_others, best_static
 from hbmgym.memory_backend.split import Layout
 
 STATIC_GRID = "static-grid"
 GRID_STEP = 0.025
-DEFAULT_CONTROLLERS = f"{STATIC_GRID},sglang-0.9,threshold,demand,gradient,convex,helm"
+DEFAULT_CONTROLLERS = f"{STATIC_GRID},sglang-0.9,float,priced,threshold,demand,gradient,convex,helm"
+OTHERS_BEST = "static:others"
+"""Row of the static split that is best on the other episodes: a split that could have been set before."""
 RHO_SHARES = 9
 ORACLE_CHOICES = 14
 
@@ -33,18 +37,18 @@ def static_shares(layout: Layout, step: float = GRID_STEP) -> list[float]:
     return picked
 
 
-def controller_names(text: str, layout: Layout) -> list[str]:
-    """From 'a,b,static-grid'; ValueError in one line for a name that is unknown or given twice."""
+def row_names(text: str, config: ServingConfig) -> list[str]:
+    """Of `eval.rows`, from 'a,b@priced,static-grid'; ValueError in one line for one that is unknown or given twice."""
+    layout = make_layout(config)
     names: list[str] = []
     for name in filter(None, (part.strip() for part in text.split(","))):
         if name == STATIC_GRID:
             names += [f"static-{share:.3f}" for share in static_shares(layout)]
         else:
-            make_controller(name)
             names.append(name)
     if not names:
         raise ValueError(f"--controllers is empty: give names, for example {DEFAULT_CONTROLLERS}")
-    titles = [make_controller(name).name for name in names]
+    titles = [find_row(name, config).name for name in names]
     if twice := sorted({title for title in titles if titles.count(title) > 1}):
         raise ValueError(f"--controllers names {', '.join(twice)} twice: compare runs of one kind in separate tables")
     return names
@@ -76,7 +80,8 @@ class WorkloadResult:
 
     @property
     def statics(self) -> list[str]:
-        return [name for name in self.controllers if name.startswith("static-")]
+        """Splits under the rules of the table."""
+        return [name for name in self.controllers if name.startswith("static-") and "@" not in name]
 
     @property
     def best_static(self) -> str | None:
@@ -104,9 +109,15 @@ class WorkloadResult:
         return np.array([self.column(name, key) for name in self.statics])
 
     @property
-    def moving(self) -> list[str]:
-        """Controllers that may move the split, the oracle not among them."""
-        return [name for name in self.controllers if not is_static(name) and name != ORACLE]
+    def rivals(self) -> list[str]:
+        """Rows that are more than a split under the rules of the table, the oracle not among them."""
+        return [name for name in self.controllers if not is_static(name) and name not in (ORACLE, OTHERS_BEST)]
+
+    @property
+    def references(self) -> list[str]:
+        """What rivals are set against: the split that could have been set, the best one in hindsight, SGLang's."""
+        known = (OTHERS_BEST, self.best_static, "sglang-0.9")
+        return [name for name in known if name is not None and name in self.controllers]
 
     def room(self, key: str) -> float | None:
         """1 - per-phase best / best static, None when either is missing."""
@@ -137,10 +148,25 @@ def compare(
     for workload, rho in zip(bench.workloads, rhos, strict=True):
         own = [cell for cell in cells if cell["trace"] == workload.name]
         check_comparable(own)
+        own += _others_best(own)
         for cell in own:
             cell["rho"] = rho if np.isfinite(rho) else None  # JSON knows no infinity
         results.append(WorkloadResult(workload.name, rho, own))
     return Comparison(rollouts, results)
+
+
+def _others_best(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells of OTHERS_BEST; none where nothing can be learned from other episodes."""
+    known = WorkloadResult("", 0.0, list(cells))
+    if len(known.statics) < 2 or len(cells) < 2 * len(known.controllers):
+        return []
+    by_static = [[cell for cell in cells if cell["controller"] == name] for name in known.statics]
+    by_static.sort(key=lambda own: float(own[0]["kv_share_mean"]))
+    costs, unserved = (
+        np.array([[cell[key] for cell in own] for own in by_static]) for key in ("cost", "unserved_tokens")
+    )
+    chosen = best_on_others(costs, unserved)
+    return [{**by_static[place][k], "controller": OTHERS_BEST} for k, place in enumerate(chosen)]
 
 
 def rho_shares(bench: Bench) -> list[float]:

@@ -17,7 +17,7 @@ def draw_comparison(folder: Path, comparison: Comparison) -> list[Path]:
     """Write split-<workload>.png for each workload, drawn from its first episode; returns the files."""
     files = []
     for result in comparison.results:
-        shown = [*filter(None, (result.best_static,)), *result.moving] or result.controllers
+        shown = [*filter(None, (result.best_static,)), *result.rivals] or result.controllers
         seed = result.cells[0]["seed"]
         rollouts = [_find(comparison, result, name, seed) for name in shown]
         files.append(folder / f"split-{result.name}.png")

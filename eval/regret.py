@@ -24,8 +24,9 @@ from hbmgym.envs.traces.jitter import SPREAD
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.traces.trace import TraceError
 from hbmgym.eval.cells import UnusableFolder, check_folder, claimed, shown_anyway, write_json
+from hbmgym.eval.comparison import OTHERS_BEST
 from hbmgym.eval.regrets.cases import sane_cases
-from hbmgym.eval.regrets.measure import ORACLES, OTHERS_BEST, measure
+from hbmgym.eval.regrets.measure import ORACLES, measure
 from hbmgym.eval.regrets.report import print_regrets
 from hbmgym.eval.regrets.summary import as_json
 

@@ -21,13 +21,12 @@ from rich.table import Table
 
 from hbmgym.controllers.registry import is_static
 from hbmgym.envs.serving.config import ServingConfig, with_policies
-from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import Workload
 from hbmgym.eval.advising.settings import default_controller
 from hbmgym.eval.cells import Bench, Runner, Task
-from hbmgym.eval.comparison import STATIC_GRID, WorkloadResult, controller_names
+from hbmgym.eval.comparison import STATIC_GRID, WorkloadResult, row_names
 from hbmgym.eval.intervals import mean_interval, relative_difference
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import UNBOUNDED_WIDTH
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = options.serving_config()
         if options.seeds < 1 or options.jobs < 1:
             raise ValueError(f"--seeds {options.seeds} and --jobs {options.jobs} must be at least 1")
-        statics = controller_names(options.statics, make_layout(config))
+        statics = row_names(options.statics, config)
         if movers := [name for name in statics if not is_static(name)]:
             raise ValueError(f"--statics names {movers[0]}, expected static-<kv_share> or {STATIC_GRID}")
         configs = rivals_of(config)

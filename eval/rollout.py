@@ -119,6 +119,7 @@ def _cell(name: str, core: Core, episode: Episode, history: dict[str, list[float
         "kv_share_max": float(shares.max()),
         "concurrency_cap_mean": float(caps.mean()),
         "concurrency_cap_min": int(caps.min()),
+        "policies": core.config.policies.text,
         "setup_hash": setup,
         "cell_hash": cell_hash(setup, episode),
         **(_admissions(core) if core.config.policies.on_shortage == "priced" else {}),

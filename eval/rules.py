@@ -27,13 +27,12 @@ from rich.table import Table
 
 from hbmgym.controllers.registry import make_controller
 from hbmgym.envs.serving.config import GIB, Policies, ServingConfig, parse_slots_per_request, with_policies
-from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import Workload
 from hbmgym.eval.advising.settings import default_controller
 from hbmgym.eval.cells import Bench, UnusableFolder, claimed
-from hbmgym.eval.comparison import STATIC_GRID, WorkloadResult, compare, controller_names
+from hbmgym.eval.comparison import STATIC_GRID, WorkloadResult, compare, row_names
 from hbmgym.eval.intervals import mean_interval, relative_difference
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.staleness import measure_staleness
@@ -83,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = dataclasses.replace(options, at=options.at or default_controller(first))
         make_controller(options.at)
         if options.moving:
-            controller_names(options.moving, make_layout(first))
+            row_names(options.moving, first)
         # One list for each rule, as some have pages of their own.
         workloads = {rule: options.workloads(config) for rule, config in configs.items()}
         seeds = seeds_for("validation" if part == "all" else part, options.seeds)
@@ -154,7 +153,7 @@ def _results(
     results = {}
     for rule, config in configs.items():
         moving = f",{options.moving}" if options.moving else ""
-        names = controller_names(f"{STATIC_GRID},{options.at}{moving}", make_layout(config))
+        names = row_names(f"{STATIC_GRID},{options.at}{moving}", config)
         bench, progress = Bench(config, (workloads[rule],), part), sys.stderr.isatty()
         results[rule] = compare(bench, names, seeds, jobs=options.jobs, oracle=False, progress=progress).results[0]
     return results

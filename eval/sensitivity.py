@@ -29,7 +29,7 @@ from tqdm import tqdm
 from hbmgym.envs.serving.core import make_layout, setup_hash
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.eval.cells import Bench, make_folder, write_json
-from hbmgym.eval.comparison import WorkloadResult, compare, controller_names, static_shares
+from hbmgym.eval.comparison import WorkloadResult, compare, row_names, static_shares
 from hbmgym.eval.intervals import relative_difference
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.sensitivities.variations import Variation, variations
@@ -81,7 +81,7 @@ def _prepare(options: SensitivityOptions, scratch: Path) -> tuple[list[float], l
     except ValueError:
         raise ValueError(f"--loads is {options.loads!r}, expected numbers, comma-separated") from None
     config = options.serving_config()
-    controller_names(options.controllers, make_layout(config))
+    row_names(options.controllers, config)
     every = variations(config, scratch)
     begins = tuple(filter(None, options.only.split(",")))
     wanted = [variation for variation in every if not begins or variation.name.startswith(begins)]
@@ -124,7 +124,7 @@ def _measure(options: SensitivityOptions, variation: Variation, load: float) -> 
     workloads = dataclasses.replace(options, load=load).workloads(config)
     layout = make_layout(config)
     names = [f"static-{share:.3f}" for share in static_shares(layout, GRID_STEP)]
-    names += controller_names(options.controllers, layout)
+    names += row_names(options.controllers, config)
     seeds = seeds_for(PART, options.seeds)
     bench = Bench(config, tuple(workloads), PART)
     comparison = compare(bench, names, seeds, jobs=options.jobs, oracle=False, progress=False)

@@ -21,6 +21,18 @@ def best_static(costs: np.ndarray, unserved: np.ndarray) -> int:
     return int(np.where(serves(unserved), costs, np.inf).argmin())
 
 
+def best_on_others(costs: np.ndarray, unserved: np.ndarray) -> list[int]:
+    """For every episode the place of the split that is best on all others, of equal ones the nearest to the middle of
+    the splits; both of shape (splits, episodes >= 2), the splits ascending."""
+    from_middle = np.argsort(np.abs(np.arange(len(costs)) - (len(costs) - 1) / 2), kind="stable")
+    found = []
+    for others in ~np.eye(costs.shape[1], dtype=bool):
+        # Means of equal costs differ in their last digits.
+        means = (np.round(values[from_middle][:, others].mean(axis=1), 9) for values in (costs, unserved))
+        found.append(int(from_middle[best_static(*means)]))
+    return found
+
+
 def best_costs(costs: np.ndarray, unserved: np.ndarray) -> np.ndarray:
     """float64 (episodes,): what each episode's own best split costs, of those that serve what the machine can hold over
     all episodes of a workload; both of shape (splits, episodes)."""

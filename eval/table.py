@@ -1,6 +1,7 @@
 """The comparison as people read it: one table per workload on the terminal."""
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
@@ -9,8 +10,9 @@ from rich.table import Table
 from hbmgym.controllers.registry import is_static
 from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.state import ACTION_NAMES
-from hbmgym.eval.comparison import Comparison, WorkloadResult
+from hbmgym.eval.comparison import OTHERS_BEST, Comparison, WorkloadResult
 from hbmgym.eval.intervals import mean_interval, relative_difference
+from hbmgym.eval.rollout import Cell
 from hbmgym.eval.statics import UNSERVED
 
 UNBOUNDED_WIDTH = 230
@@ -40,20 +42,23 @@ def summary_lines(result: WorkloadResult) -> list[str]:
         lines[0] += "; room: unknown, no per-phase best was searched"
     if best is not None:
         lines.append(
-            f"best static: {result.mean(best, 'cost'):.3f}; chosen anew per seed: {result.best_static_per_seed:.3f}"
+            f"best static: {result.mean(best, 'cost'):.3f} in hindsight, {_beforehand(result)} if it is chosen on the "
+            f"other episodes ({OTHERS_BEST}), {result.best_static_per_seed:.3f} if anew per episode"
         )
     lines += _refusals(result)
-    for name in result.moving:
+    for name in result.rivals:
         shares = result.mean(name, "kv_share_min"), result.mean(name, "kv_share_max")
         gib = result.mean(name, "bytes_migrated") / GIB
         lines.append(f"{name}: kv_share {shares[0]:.3f} to {shares[1]:.3f}, {gib:.1f} GiB moved per episode")
-    if "price_ratio_log2" in result.cells[0]:
-        lines.append(_actions(result))
+    if priced := [cell for cell in result.cells if "price_ratio_log2" in cell]:
+        lines.append(_actions(priced))
     if best is not None:
-        for name in result.moving:
-            for reference in filter(None, (best, "sglang-0.9" if "sglang-0.9" in result.controllers else None)):
-                lines.append(_against(result, name, reference))
+        lines += [_against(result, name, other) for name in result.rivals for other in result.references]
     return lines
+
+
+def _beforehand(result: WorkloadResult) -> str:
+    return f"{result.mean(OTHERS_BEST, 'cost'):.3f}" if OTHERS_BEST in result.controllers else "unknown"
 
 
 def _refusals(result: WorkloadResult) -> list[str]:
@@ -87,13 +92,13 @@ def backend_lines(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _actions(result: WorkloadResult) -> str:
-    """What on_shortage=priced did, over all rows."""
-    counts = {name: sum(cell[name] for cell in result.cells) for name in ACTION_NAMES}
+def _actions(cells: Sequence[Cell]) -> str:
+    """What on_shortage=priced did, over all cells that have it."""
+    counts = {name: sum(cell[name] for cell in cells) for name in ACTION_NAMES}
     shares = (f"{name.replace('_', '-')} {n / max(sum(counts.values()), 1):.1%}" for name, n in counts.items())
-    medians = [cell["price_ratio_log2"] for cell in result.cells if cell["price_ratio_log2"] is not None]
+    medians = [cell["price_ratio_log2"] for cell in cells if cell["price_ratio_log2"] is not None]
     ratio = f"at least {2 ** int(np.median(medians))} times dearer" if medians else "never there"
-    return f"priced, all rows: {', '.join(shares)}; second cheapest (median): {ratio}"
+    return f"priced, all its rows: {', '.join(shares)}; second cheapest (median): {ratio}"
 
 
 def _against(result: WorkloadResult, name: str, reference: str) -> str:
@@ -106,7 +111,7 @@ def _against(result: WorkloadResult, name: str, reference: str) -> str:
 
 def _rows(result: WorkloadResult) -> list[str]:
     """The statics nearest to the best, then all others."""
-    statics = [name for name in result.controllers if name.startswith("static-")]
+    statics = list(result.statics)
     others = [name for name in result.controllers if name not in statics]
     statics.sort()
     if result.best_static is not None and len(statics) > SHOWN_STATICS:

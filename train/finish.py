@@ -11,13 +11,12 @@ from torch.utils.tensorboard import SummaryWriter
 from hbmgym.controllers.registry import make_controller
 from hbmgym.envs.calibration import trace_load
 from hbmgym.envs.serving.config import GIB, ServingConfig
-from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.episode import Loop
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.workload import TraceWorkload, Workload, open_workloads
 from hbmgym.eval.cells import Bench, shown_anyway, write_cells, write_json
-from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, Comparison, compare, controller_names
+from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, Comparison, compare, row_names
 from hbmgym.eval.figure import draw_comparison
 from hbmgym.eval.intervals import iqm
 from hbmgym.eval.oracle import ORACLE
@@ -48,7 +47,7 @@ def compare_policy(
 ) -> Comparison:
     """The table of the run's policy against DEFAULT_CONTROLLERS; cells go to the folder."""
     bench = Bench(config, tuple(workloads), "validation")
-    names = controller_names(f"{DEFAULT_CONTROLLERS},ppo:{folder / 'policy.npz'}", make_layout(config))
+    names = row_names(f"{DEFAULT_CONTROLLERS},ppo:{folder / 'policy.npz'}", config)
     seeds = seeds_for("validation", options.table_episodes)
     comparison = compare(bench, names, seeds, jobs=options.jobs, oracle=True, progress=options.progress)
     with shown_anyway(lambda: print_comparison(comparison)):

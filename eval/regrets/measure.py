@@ -9,16 +9,14 @@ from hbmgym.envs.serving.config import GIB, ServingConfig
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.eval.cells import Bench, Runner, Task
-from hbmgym.eval.comparison import static_shares
+from hbmgym.eval.comparison import OTHERS_BEST, static_shares
 from hbmgym.eval.intervals import relative_difference
 from hbmgym.eval.opportunities.verdict import Interval
 from hbmgym.eval.regrets.cases import SaneCase, static_name
 from hbmgym.eval.regrets.share_error import GRID_STEP, SEGMENT_S, ShareError, share_error
 from hbmgym.eval.rollout import Cell, Rollout
-from hbmgym.eval.statics import best_static
+from hbmgym.eval.statics import best_on_others
 
-OTHERS_BEST = "static:others"
-"""Stands for the static split that is best on the other episodes of a case: the best static without its hindsight."""
 ORACLES = "oracle:"
 """With a number of seconds behind it: the replayed dynamic oracle, whose moves come so late."""
 SAME = 1e-6
@@ -150,17 +148,11 @@ def _rollouts(
 
 
 def _others_best(statics: Sequence[list[Rollout]]) -> list[Rollout]:
-    """Of every episode the rollout of that static split which costs least on the others, of equal ones the middle."""
-    statics = sorted(statics, key=lambda own: abs(own[0].cell["kv_share_mean"] - 0.5))
-    costs, unserved = (_on_others(statics, key) for key in ("cost", "unserved_tokens"))
-    return [statics[best_static(costs[:, k], unserved[:, k])][k] for k in range(costs.shape[1])]
-
-
-def _on_others(statics: Sequence[list[Rollout]], key: str) -> np.ndarray:
-    """float64 (statics, episodes): the mean over all other episodes."""
-    values = np.array([[rollout.cell[key] for rollout in own] for own in statics])
-    others = (values.sum(axis=1, keepdims=True) - values) / (values.shape[1] - 1)
-    return np.round(others, 9)  # sums of equal costs differ in their last digits
+    """Of every episode the rollout of that static split which is best on the others; the splits ascend."""
+    figures = (
+        np.array([[rollout.cell[key] for rollout in own] for own in statics]) for key in ("cost", "unserved_tokens")
+    )
+    return [statics[place][k] for k, place in enumerate(best_on_others(*figures))]
 
 
 def _share_errors(

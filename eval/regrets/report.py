@@ -8,8 +8,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from hbmgym.eval.comparison import OTHERS_BEST
 from hbmgym.eval.opportunities.verdict import Interval
-from hbmgym.eval.regrets.measure import OTHERS_BEST, Regret
+from hbmgym.eval.regrets.measure import Regret
 from hbmgym.eval.regrets.share_error import EPSILON, GRID_STEP, SEGMENT_S
 from hbmgym.eval.regrets.summary import (
     BEST_STATIC,

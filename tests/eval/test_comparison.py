@@ -10,7 +10,7 @@ from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.workload import TraceWorkload
 from hbmgym.eval.cells import Bench
-from hbmgym.eval.comparison import ORACLE, WorkloadResult, compare, controller_names, static_shares
+from hbmgym.eval.comparison import ORACLE, WorkloadResult, compare, row_names, static_shares
 from hbmgym.eval.table import print_comparison, summary_lines
 from tests.envs.episodes import Ask, make_episode
 
@@ -38,12 +38,12 @@ def test_static_shares_of_the_default_budget_are_at_most_a_fortieth_apart():
 
 
 def test_names_are_kept_in_order_and_the_grid_is_expanded():
-    names = controller_names(" threshold, static-grid,demand ,", LAYOUT)
+    names = row_names(" threshold, static-grid,demand ,", CONFIG)
     assert names == ["threshold", *(f"static-{share:.3f}" for share in static_shares(LAYOUT)), "demand"]
 
 
 def test_every_static_of_the_grid_keeps_its_split_when_its_name_is_read():
-    for name, share in zip(controller_names("static-grid", LAYOUT), static_shares(LAYOUT), strict=True):
+    for name, share in zip(row_names("static-grid", CONFIG), static_shares(LAYOUT), strict=True):
         assert LAYOUT.share(LAYOUT.slots(make_controller(name).fixed_share)) == share
 
 
@@ -62,7 +62,7 @@ def test_every_static_of_the_grid_keeps_its_split_when_its_name_is_read():
 )
 def test_bad_names_are_refused_in_one_line(text, named):
     with pytest.raises(ValueError) as refusal:
-        controller_names(text, LAYOUT)
+        row_names(text, CONFIG)
     assert named in str(refusal.value) and "\n" not in str(refusal.value)
 
 

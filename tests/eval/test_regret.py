@@ -11,12 +11,12 @@ import pytest
 from hbmgym.envs.platforms import find_platform
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.eval import opportunity
-from hbmgym.eval.comparison import static_shares
+from hbmgym.eval.comparison import OTHERS_BEST, static_shares
 from hbmgym.eval.opportunities.cases import Case
 from hbmgym.eval.regret import MAP as SHIPPED_MAP
 from hbmgym.eval.regret import main
 from hbmgym.eval.regrets.cases import SaneCase, sane_cases, static_name
-from hbmgym.eval.regrets.measure import OTHERS_BEST, Regret, _others_best, measure
+from hbmgym.eval.regrets.measure import Regret, _others_best, measure
 from hbmgym.eval.regrets.share_error import GRID_STEP
 from hbmgym.eval.regrets.summary import groups, price_of_saving, summary
 from hbmgym.eval.rollout import Rollout
