@@ -21,7 +21,7 @@ from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.envs.workload import Workload
 from hbmgym.eval.load import rho
-from hbmgym.eval.oracle import dynamic_oracle, phase_oracle, segment_costs
+from hbmgym.eval.oracle import dynamic_oracle, phase_oracle
 from hbmgym.eval.rollout import Cell, Rollout, cell_hash, run_episode
 from hbmgym.eval.rows import find_row
 from hbmgym.files import write_atomically
@@ -45,8 +45,8 @@ class Bench:
 class Task:
     """One episode to run under a row of the table (`eval.rows`).
 
-    `phase_shares` stands for the per-phase oracle instead, `oracle_shares` for the dynamic one, which is `late_s`
-    seconds late; `parameters` replace some of a controller's own.
+    `phase_shares` stands for the per-phase oracle instead, `oracle_shares` for the dynamic one; `parameters` replace
+    some of a controller's own.
     """
 
     row: str
@@ -54,10 +54,7 @@ class Task:
     seed: int
     phase_shares: tuple[float, ...] = ()
     oracle_shares: tuple[float, ...] = ()
-    late_s: float = 0.0
     parameters: tuple[tuple[str, float], ...] = ()
-    segment_s: float = 0.0
-    """Other than 0: what it costs is also told by segments of so many seconds."""
 
 
 _worker: dict[str, Any] = {}
@@ -89,8 +86,6 @@ def _run_task(task: Task) -> Rollout:
         core = _core_of(row.config(bench.config).policies)
         rollout = run_episode(make_controller(row.controller), core, episode)
         _sign(rollout, row.name, bench.config, episode)
-    if task.segment_s:
-        rollout.segments = segment_costs(core, episode, task.segment_s)
     return rollout
 
 
@@ -98,7 +93,7 @@ def _without_row(task: Task, core: Core, episode: Episode) -> Controller:
     if task.phase_shares:
         return phase_oracle(episode.name, task.phase_shares, task.seed, episode.horizon_s)
     if task.oracle_shares:
-        return dynamic_oracle(core, episode, task.oracle_shares, task.late_s)
+        return dynamic_oracle(core, episode, task.oracle_shares)
     return with_parameters(task.row, dict(task.parameters))
 
 

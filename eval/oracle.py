@@ -32,14 +32,13 @@ the price stands for the refilling that static costs do not show, and replays fi
 
 
 class ScheduleOracle:
-    """Requests each share at the last decision before its time begins, or `late_s` seconds after that, but for the
-    first one."""
+    """Requests each share at the last decision before its time begins."""
 
-    def __init__(self, name: str, begin_s: Sequence[float], shares: Sequence[float], late_s: float = 0.0) -> None:
+    def __init__(self, name: str, begin_s: Sequence[float], shares: Sequence[float]) -> None:
         assert len(begin_s) == len(shares) and begin_s[0] <= 0.0
         self.name = name
         self.fixed_share: float | None = None
-        self._begin_s = np.where(np.asarray(begin_s) > 0.0, np.add(begin_s, late_s), begin_s)
+        self._begin_s = np.asarray(begin_s)
         self._shares = shares
 
     def reset(self, setup: Setup) -> None:
@@ -97,19 +96,6 @@ def segment_sums(episode: Episode, segment_s: float, values: np.ndarray) -> np.n
     return np.bincount(segment, values, minlength=len(begin_s))
 
 
-def segment_costs(core: Core, episode: Episode, segment_s: float) -> dict[str, list[float]]:
-    """Of a finished episode, per segment: when it begins and ends, how many measured rows arrive, and what these add to
-    the mean cost."""
-    begin_s = segment_starts_s(episode, segment_s)
-    measured = (episode.rows["measured"] == 1).astype(float)
-    return {
-        "begin_s": begin_s.tolist(),
-        "end_s": [*begin_s[1:].tolist(), episode.horizon_s],
-        "arrivals": segment_sums(episode, segment_s, measured).tolist(),
-        "cost": segment_sums(episode, segment_s, arrival_costs(core, episode)).tolist(),
-    }
-
-
 def cheapest_path(costs: np.ndarray, move: np.ndarray) -> tuple[list[int], float]:
     """The choices that minimise the sum of `costs` (segments, choices) and `move` (choices, choices), and that sum.
 
@@ -129,10 +115,10 @@ def cheapest_path(costs: np.ndarray, move: np.ndarray) -> tuple[list[int], float
 
 
 def dynamic_candidates(
-    episode: Episode, shares: Sequence[float], costs: np.ndarray, unserved: np.ndarray, late_s: float = 0.0
+    episode: Episode, shares: Sequence[float], costs: np.ndarray, unserved: np.ndarray
 ) -> Iterator[ScheduleOracle]:
     """Paths to replay, each only once: the episode's best static share, held; and for every length of segment and price
-    of moving the cheapest one, all but its first share `late_s` seconds late.
+    of moving the cheapest one.
 
     `costs`, shape (shares, rows): `arrival_costs` under the static splits at `shares`; `unserved`, shape (shares,): the
     part of the tokens that each of these leaves unserved.
@@ -150,27 +136,22 @@ def dynamic_candidates(
             key = tuple((float(begin_s[i]), path[i]) for i in changes)
             if key not in seen:
                 seen.add(key)
-                yield ScheduleOracle(DYNAMIC, [at_s for at_s, _ in key], [shares[place] for _, place in key], late_s)
+                yield ScheduleOracle(DYNAMIC, [at_s for at_s, _ in key], [shares[place] for _, place in key])
 
 
 def best_path(
-    core: Core,
-    episode: Episode,
-    shares: Sequence[float],
-    costs: np.ndarray,
-    unserved: np.ndarray,
-    late_s: float = 0.0,
+    core: Core, episode: Episode, shares: Sequence[float], costs: np.ndarray, unserved: np.ndarray
 ) -> ScheduleOracle:
     """The candidate that costs least when it is replayed."""
-    candidates = dynamic_candidates(episode, shares, costs, unserved, late_s)
+    candidates = dynamic_candidates(episode, shares, costs, unserved)
     return min(candidates, key=lambda oracle: float(run_episode(oracle, core, episode).cell["cost"]))
 
 
-def dynamic_oracle(core: Core, episode: Episode, shares: Sequence[float], late_s: float = 0.0) -> ScheduleOracle:
+def dynamic_oracle(core: Core, episode: Episode, shares: Sequence[float]) -> ScheduleOracle:
     """`best_path` through what the static splits at `shares` cost in this episode, which are run for it."""
     costs, unserved = [], []
     for share in shares:
         cell = run_episode(StaticController(share), core, episode).cell
         costs.append(arrival_costs(core, episode))
         unserved.append(cell["unserved_tokens"])
-    return best_path(core, episode, shares, np.array(costs), np.array(unserved), late_s)
+    return best_path(core, episode, shares, np.array(costs), np.array(unserved))

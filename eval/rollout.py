@@ -33,8 +33,6 @@ class Rollout:
     """Wall-clock figures of the same cell, and what its backend did: name, chunks moved, stamps read back."""
     history: dict[str, list[float]] = field(default_factory=dict)
     """Per window: the Telemetry fields of _HISTORY."""
-    segments: dict[str, list[float]] = field(default_factory=dict)
-    """Per segment, where its costs were asked for (`cells.Task.segment_s`): what `oracle.segment_costs` says."""
 
 
 _HISTORY = (

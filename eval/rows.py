@@ -5,7 +5,8 @@
 | helm | helm | the table's |
 | helm@priced, helm@on_shortage=priced | helm | on_shortage=priced |
 | sglang-0.9@float+retention=all | sglang-0.9 | both |
-| float, float-lru, priced, migrate | none: SGLang's default split to begin with | that on_shortage |
+| default | SGLang's default split for the model | the table's |
+| float, float-lru, priced, migrate | none: that split to begin with | that on_shortage |
 
 Traffic, memory and all else are the table's, so that rows compare rules as well as controllers.
 """
@@ -53,7 +54,9 @@ class Row:
 
 def find_row(name: str, table: ServingConfig) -> Row:
     """The row that `name` stands for; ValueError in one line when there is none."""
-    if name in RULES:
+    if name == "default":
+        row = Row(name, default_controller(table))
+    elif name in RULES:
         row = Row(name, default_controller(table), (("on_shortage", name),))
     else:
         controller, at, rules = name.rpartition("@")

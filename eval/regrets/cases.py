@@ -1,4 +1,4 @@
-"""The cases of the opportunity map on which controllers are judged: those that a static split can serve."""
+"""The cases of the opportunity map on which rows are judged: those that a static split can serve."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hbmgym.controllers.static import StaticController
 from hbmgym.envs.platforms import find_platform
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS
@@ -23,15 +24,9 @@ class SaneCase:
     traffic: Case
     rho: float
     best_share: float
-    cost_room: float
-    """1 - cost of the replayed dynamic oracle / cost of the best static."""
-    chosen_room: float
-    """The same of the best static share of each single episode: what of the room needs no moving, only hindsight."""
-    p99_room: float
-    """The oracle's in p99 TTFT, against the share that is best in it."""
-    best_cost: float
-    """Of the best static, over so many episodes:"""
+    """Of the static split that was best on the map's episodes."""
     episodes: int
+    """Of the map: the first ones of the validation part."""
 
     @property
     def name(self) -> str:
@@ -42,16 +37,12 @@ class SaneCase:
         return self.traffic.platform.name
 
     @property
-    def moving_room(self) -> float:
-        """Of the room in cost, what it takes a moving split to save."""
-        return self.cost_room - self.chosen_room
-
-    @property
     def is_recorded(self) -> bool:
         return bool(self.traffic.trace)
 
     @property
     def best_static(self) -> str:
+        """The split that could have been set: the map's."""
         return static_name(self.best_share)
 
 
@@ -93,7 +84,7 @@ def _sane_rows(path: Path, files: Mapping[str, str]) -> list[Row]:
         recorded = {row["case"] for row in rows} - set(SCENARIOS)
         sane = [row for row in rows if _is_sane(row)]
         for row in sane:
-            _case(row)
+            StaticController(_case(row).best_share)  # refuses what is no share
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; run eval/opportunity.py, or give its map.json as --map") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -110,7 +101,4 @@ def _is_sane(row: Row) -> bool:
 def _case(row: Row, trace: str = "", spread: bool = True) -> SaneCase:
     platform = find_platform(row["platform"])  # refuses what it does not know
     traffic = Case(platform, trace=trace, spread=spread).calibrated() if trace else Case(platform, scenario=row["case"])
-    cost_room, p99_room = (row["room"][figure][0] or 0.0 for figure in ("cost", "ttft_p99_s"))
-    best, cost = row["best_static_share"], row["best_static_cost"]
-    chosen_room = 1.0 - row["best_static_cost_chosen_per_episode"] / cost
-    return SaneCase(traffic, row["rho"], best, cost_room, chosen_room, p99_room, cost, row["episodes"])
+    return SaneCase(traffic, row["rho"], row["best_static_share"], row["episodes"])

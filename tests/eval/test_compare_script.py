@@ -42,7 +42,9 @@ def test_it_prints_the_table_and_writes_the_cells(tmp_path, trace, capsys):
 
 def test_a_priced_engine_says_what_it_chose(trace, capsys):
     main([*SERVING, *trace, "--controllers", "static-0.3,static-0.8", "--policies", "on_shortage=priced"])
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("priced, all its rows: own-free"))
+    line = next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("priced, all its rows: own-free")
+    )
     assert sum(float(share) for share in re.findall(r"([\d.]+)%", line)) == pytest.approx(100.0, abs=0.5)
 
 

@@ -18,11 +18,10 @@ from hbmgym.eval.oracle import (
     dynamic_candidates,
     dynamic_oracle,
     phase_oracle,
-    segment_costs,
 )
 from hbmgym.eval.rollout import run_episode
 
-from .traffic import CHAT, CONFIG, MIX
+from .traffic import CONFIG, MIX
 
 CHOICES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -67,19 +66,6 @@ def test_the_phase_oracle_moves_at_phase_edges_only():
     requested = run_episode(oracle, Core(CONFIG), episode).history["kv_share_requested"]
     changes = sum(a != b for a, b in itertools.pairwise(requested))
     assert changes == len(phase_schedule("mix-shift", 10_000, episode.horizon_s)) - 1
-
-
-def test_segments_hold_every_measured_request_and_its_cost_once():
-    episode, core = CHAT.episode("validation", 10_000), Core(CONFIG)
-    cost = run_episode(StaticController(0.5), core, episode).cell["cost"]
-    for segment_s in (7.0, 60.0, 1e6):
-        segments = segment_costs(core, episode, segment_s)
-        assert sum(segments["cost"]) == pytest.approx(cost)
-        assert sum(segments["arrivals"]) == (episode.rows["measured"] == 1).sum()
-        assert segments["begin_s"] == [0.0, *segments["end_s"][:-1]]
-        assert segments["end_s"][-1] == episode.horizon_s
-        first = episode.rows["arrival_s"] < segments["end_s"][0]
-        assert segments["arrivals"][0] == (episode.rows["measured"][first] == 1).sum()
 
 
 def test_the_cheapest_path_is_that_of_brute_force():
@@ -130,18 +116,6 @@ def test_the_share_that_the_dynamic_oracle_may_hold_is_one_that_serves():
     for oracle, share in ((held, 0.6), (refusing, 0.3)):
         oracle.reset(core.setup)
         assert oracle.act(core.reset(episode)).kv_share == share
-
-
-def test_a_late_oracle_moves_later_but_begins_in_time():
-    oracles = [ScheduleOracle("late", [0.0, 20.0], [0.2, 0.8], late_s) for late_s in (0.0, 10.0)]
-    telemetry = np.zeros(1, TELEMETRY).view(np.recarray)[0]
-    asked = []
-    for oracle in oracles:
-        oracle.reset(Core(CONFIG).setup)
-        for time_s in range(0, 40, 5):
-            telemetry.time_s = time_s
-            asked.append(oracle.act(telemetry).kv_share)
-    assert asked == [0.2] * 4 + [0.8] * 4 + [0.2] * 6 + [0.8] * 2
 
 
 def test_the_best_replay_is_the_cheapest_candidate():
