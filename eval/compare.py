@@ -31,7 +31,8 @@ class CompareOptions(ServingOptions):
 
     controllers: str = option(
         DEFAULT_CONTROLLERS,
-        f"comma-separated: static-<kv_share>, static-grid, sglang-<ratio>, {', '.join(MOVING_CONTROLLERS)}, "
+        "comma-separated: static-<kv_share>, static-grid, static-coarse, sglang-<ratio>, "
+        f"{', '.join(MOVING_CONTROLLERS)}, "
         "<name>:tuned (eval/tune.py), helm (and its ablations, docs/helm.md), helm:<run or policy.npz>, ppo:<same>, "
         f"{', '.join(RULES)} (no controller); each also under other rules: helm@priced, static-0.5@retention=all",
     )

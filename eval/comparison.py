@@ -18,8 +18,9 @@ from hbmgym.eval.rows import find_row
 from hbmgym.eval.statics import best_costs, best_on_others, best_static
 from hbmgym.memory_backend.split import Layout
 
-STATIC_GRID = "static-grid"
-GRID_STEP = 0.025
+STATIC_GRID, COARSE_GRID = "static-grid", "static-coarse"
+GRID_STEP, COARSE_STEP = 0.025, 0.05
+GRIDS = {STATIC_GRID: GRID_STEP, COARSE_GRID: COARSE_STEP}
 DEFAULT_CONTROLLERS = f"{STATIC_GRID},sglang-0.9,float,priced,threshold,demand,gradient,convex,helm"
 OTHERS_BEST = "static:others"
 """Row of the static split that is best on the other episodes: a split that could have been set before."""
@@ -42,8 +43,8 @@ def row_names(text: str, config: ServingConfig) -> list[str]:
     layout = make_layout(config)
     names: list[str] = []
     for name in filter(None, (part.strip() for part in text.split(","))):
-        if name == STATIC_GRID:
-            names += [f"static-{share:.3f}" for share in static_shares(layout)]
+        if step := GRIDS.get(name):
+            names += [f"static-{share:.3f}" for share in static_shares(layout, step)]
         else:
             names.append(name)
     if not names:

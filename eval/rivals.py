@@ -26,7 +26,7 @@ from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import Workload
 from hbmgym.eval.advising.settings import default_controller
 from hbmgym.eval.cells import Bench, Runner, Task
-from hbmgym.eval.comparison import STATIC_GRID, WorkloadResult, row_names
+from hbmgym.eval.comparison import COARSE_GRID, WorkloadResult, row_names
 from hbmgym.eval.intervals import mean_interval, relative_difference
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.table import UNBOUNDED_WIDTH
@@ -76,7 +76,7 @@ def rivals_of(config: ServingConfig) -> dict[Rival, ServingConfig]:
 class RivalOptions(ServingOptions):
     """What is served, on how many episodes, and which static splits are tried."""
 
-    statics: str = option(STATIC_GRID, "comma-separated static splits of which the best is the reference")
+    statics: str = option(COARSE_GRID, "comma-separated static splits of which the best is the reference")
     seeds: int = option(8, "episodes per workload")
     split: str = option("validation", "part of the data", choices=("train", "validation", "all"))
     jobs: int = option(min(2, os.cpu_count() or 1), "processes")
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"--seeds {options.seeds} and --jobs {options.jobs} must be at least 1")
         statics = row_names(options.statics, config)
         if movers := [name for name in statics if not is_static(name)]:
-            raise ValueError(f"--statics names {movers[0]}, expected static-<kv_share> or {STATIC_GRID}")
+            raise ValueError(f"--statics names {movers[0]}, expected static-<kv_share> or {COARSE_GRID}")
         configs = rivals_of(config)
         workloads = {rival: options.workloads(own) for rival, own in configs.items()}
         seeds = seeds_for("validation" if part == "all" else part, options.seeds)

@@ -1,6 +1,7 @@
 """Rules of the engine against splits: `python eval/rules.py --vary retention=all,latest --scenario steady-chat`.
 
-Every combination of what is varied, policies or settings of the engine, under every static split and under --moving.
+Every combination of what is varied, policies or settings of the engine, under static splits at most .05 apart and
+under --moving.
 A row per rule and split: that of --at, the first rule's best, and the rule's own best. Differences are those from
 the first rule at the same kind of split, on the same episodes.
 """
@@ -32,7 +33,7 @@ from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import Workload
 from hbmgym.eval.advising.settings import default_controller
 from hbmgym.eval.cells import Bench, UnusableFolder, claimed
-from hbmgym.eval.comparison import STATIC_GRID, WorkloadResult, compare, row_names
+from hbmgym.eval.comparison import COARSE_GRID, WorkloadResult, compare, row_names
 from hbmgym.eval.intervals import mean_interval, relative_difference
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.staleness import measure_staleness
@@ -153,7 +154,7 @@ def _results(
     results = {}
     for rule, config in configs.items():
         moving = f",{options.moving}" if options.moving else ""
-        names = row_names(f"{STATIC_GRID},{options.at}{moving}", config)
+        names = row_names(f"{COARSE_GRID},{options.at}{moving}", config)
         bench, progress = Bench(config, (workloads[rule],), part), sys.stderr.isatty()
         results[rule] = compare(bench, names, seeds, jobs=options.jobs, oracle=False, progress=progress).results[0]
     return results

@@ -26,17 +26,16 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from hbmgym.envs.serving.core import make_layout, setup_hash
+from hbmgym.envs.serving.core import setup_hash
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.eval.cells import Bench, make_folder, write_json
-from hbmgym.eval.comparison import WorkloadResult, compare, row_names, static_shares
+from hbmgym.eval.comparison import COARSE_GRID, WorkloadResult, compare, row_names
 from hbmgym.eval.intervals import relative_difference
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.sensitivities.variations import Variation, variations
 from hbmgym.eval.table import UNBOUNDED_WIDTH
 
 PART: Part = "validation"
-GRID_STEP = 0.05
 CONTROLLERS = "sglang-0.9,threshold,demand,gradient,convex,helm"
 Found = dict[str, Any]
 
@@ -47,7 +46,7 @@ class SensitivityOptions(ServingOptions):
 
     out: str = option("", "folder of the results; what it holds already is not measured again", metavar="DIR")
     controllers: str = option(CONTROLLERS, "comma-separated, beside static splits")
-    loads: str = option("1,1.4,1.8", "comma-separated multiples of the calibrated load")
+    loads: str = option("0.6,0.8,1", "comma-separated multiples of the calibrated load")
     only: str = option("", "comma-separated beginnings of the variations wanted (default: all)")
     seeds: int = option(5, "episodes each")
     jobs: int = option(min(2, os.cpu_count() or 1), "processes")
@@ -122,9 +121,7 @@ def _kept(path: Path) -> Found | None:
 def _measure(options: SensitivityOptions, variation: Variation, load: float) -> Found:
     config = variation.config
     workloads = dataclasses.replace(options, load=load).workloads(config)
-    layout = make_layout(config)
-    names = [f"static-{share:.3f}" for share in static_shares(layout, GRID_STEP)]
-    names += row_names(options.controllers, config)
+    names = row_names(f"{COARSE_GRID},{options.controllers}", config)
     seeds = seeds_for(PART, options.seeds)
     bench = Bench(config, tuple(workloads), PART)
     comparison = compare(bench, names, seeds, jobs=options.jobs, oracle=False, progress=False)

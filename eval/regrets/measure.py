@@ -10,15 +10,13 @@ from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.eval.cells import Bench, Runner, Task
-from hbmgym.eval.comparison import static_shares
+from hbmgym.eval.comparison import COARSE_STEP, static_shares
 from hbmgym.eval.intervals import relative_difference
 from hbmgym.eval.opportunities.verdict import Interval
 from hbmgym.eval.regrets.cases import SaneCase, static_name
 from hbmgym.eval.rollout import Cell
 from hbmgym.eval.statics import best_static
 
-GRID_STEP = 0.05
-"""Between two static splits of which the best in hindsight is chosen."""
 DEFAULT = "default"
 ROOM = 0.05
 """There is room in a case where SGLang's default costs so much more than the split that could have been set."""
@@ -111,7 +109,7 @@ def measure(
     for platform in dict.fromkeys(case.traffic.platform for case in cases):
         own = [case for case in cases if case.traffic.platform == platform]
         bench = Bench(platform.config, tuple(case.traffic.workload() for case in own), "validation")
-        shares = static_shares(make_layout(bench.config), GRID_STEP) if hindsight else []
+        shares = static_shares(make_layout(bench.config), COARSE_STEP) if hindsight else []
         with Runner(bench, jobs, progress) as runner:
             for place, case in enumerate(own):
                 grid = tuple(map(static_name, sorted({*shares, case.best_share}))) if shares else ()

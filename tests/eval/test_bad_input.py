@@ -184,7 +184,10 @@ def test_a_damaged_real_trace_is_refused(script, workplace, refusal):
             ("--draft-tokens", "3", "--slots-per-request", "no_buffer"),
             "slots_per_request is no_buffer, with which SGLang drafts no tokens, but draft_tokens is 3",
         ),
-        (("--model", "gpt-oss-20b", "--hbm-gib", "0.1"), "but gpt-oss-20b needs 0.19 GiB for the 8192 prompt tokens"),
+        (
+            ("--model", "gpt-oss-20b", "--hbm-gib", "0.1"),
+            "but gpt-oss-20b needs 0.39 GiB for one request of 2 slots and 8192 prompt tokens",
+        ),
         (("--policies", "eviction=random"), "policy eviction is 'random'"),
         (("--policies", "layout=padded"), "layout=padded is one pool, which on_shortage=evict would divide"),
         (("--policies", "layout=padded,on_shortage=float", "--model", "gpt-oss-20b"), "12 window layers: choose"),
