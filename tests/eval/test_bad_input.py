@@ -476,7 +476,7 @@ def interrupted(workplace, monkeypatch, capsys) -> Callable[..., None]:
 
 @pytest.mark.parametrize("script", ["compare", "opportunity", "ppo", "regret", "rivals", "rules", "tune"])
 def test_ctrl_c_while_it_gets_ready_leaves_nothing(script, interrupted):
-    interrupted(script, f"{MAINS[script].__module__}.seeds_for")
+    interrupted(script, f"{MAINS[script].__module__}.{'fresh_seeds' if script == 'regret' else 'seeds_for'}")
 
 
 @pytest.mark.parametrize(
