@@ -51,7 +51,7 @@ class AdviseOptions(ServingOptions):
     )
     served_name: str = option("", "model_name of the scrapes, if the server has several", metavar="NAME")
     max_running_requests: int = option(0, "the engine's own bound on running requests; 0: none")
-    episodes: int = option(4, "episodes of a scenario, or of a trace that is replayed whole")
+    episodes: int = option(8, "episodes of a scenario, or of a trace that is replayed whole")
     oracle: bool = option(False, "also search the dynamic oracle: what moving could bring at most, minutes")
     jobs: int = option(1, "processes")
     json: bool = option(False, "print JSON instead of words")

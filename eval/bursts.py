@@ -29,11 +29,9 @@ from hbmgym.envs.traces.arrivals import Bursts, MixBursts
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.workload import open_workloads
-from hbmgym.eval.intervals import relative_difference
+from hbmgym.eval.intervals import Interval, relative_difference
 from hbmgym.eval.rollout import run_episode
 
-Interval = tuple[float, float, float]
-"""Value, and the bounds of its 95 % interval over episodes."""
 Span = tuple[float, float]
 """(begin, end) in seconds."""
 
@@ -197,9 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _worth(found: dict[str, Interval]) -> str:
-    parts = (
-        "bursts {} {:+.1f} % [{:+.1f}, {:+.1f}]".format(kind, *(100.0 * v for v in own)) for kind, own in found.items()
-    )
+    parts = (f"bursts {kind} {own.text('+.1%')}" for kind, own in found.items())
     return f"cost over that without the layer: {', '.join(parts)}"
 
 

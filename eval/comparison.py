@@ -12,6 +12,7 @@ from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.workload import ScenarioWorkload
 from hbmgym.eval.cells import Bench, Runner, Task, check_comparable
+from hbmgym.eval.intervals import LEVEL, LOOKED_LEVEL, Interval, mean_interval, relative_difference
 from hbmgym.eval.oracle import ORACLE, coordinate_descent
 from hbmgym.eval.rollout import Cell, Rollout
 from hbmgym.eval.rows import find_row
@@ -21,11 +22,15 @@ from hbmgym.memory_backend.split import Layout
 STATIC_GRID, COARSE_GRID = "static-grid", "static-coarse"
 GRID_STEP, COARSE_STEP = 0.025, 0.05
 GRIDS = {STATIC_GRID: GRID_STEP, COARSE_GRID: COARSE_STEP}
-DEFAULT_CONTROLLERS = f"{STATIC_GRID},sglang-0.9,float,priced,threshold,demand,gradient,convex,helm"
+SGLANG_DEFAULT = "sglang-0.9"
+DEFAULT_CONTROLLERS = f"{STATIC_GRID},{SGLANG_DEFAULT},float,priced,threshold,demand,gradient,convex,helm"
 OTHERS_BEST = "static:others"
 """Row of the static split that is best on the other episodes: a split that could have been set before."""
 RHO_SHARES = 9
 ORACLE_CHOICES = 14
+BATCH = 8
+"""Episodes from one look at the intervals to the next, where episodes are added until these are narrow. LOOKED_LEVEL
+was measured with it."""
 
 
 def static_shares(layout: Layout, step: float = GRID_STEP) -> list[float]:
@@ -62,6 +67,9 @@ class WorkloadResult:
     name: str
     rho: float
     cells: list[Cell]
+    within: float | None = None
+    """Episodes were added until every difference in cost had so narrow an interval, or to the last; None: they were
+    counted beforehand."""
 
     @property
     def loop(self) -> str:
@@ -115,10 +123,36 @@ class WorkloadResult:
         return [name for name in self.controllers if not is_static(name) and name not in (ORACLE, OTHERS_BEST)]
 
     @property
-    def references(self) -> list[str]:
-        """What rivals are set against: the split that could have been set, the best one in hindsight, SGLang's."""
-        known = (OTHERS_BEST, self.best_static, "sglang-0.9")
-        return [name for name in known if name is not None and name in self.controllers]
+    def differences(self) -> list[tuple[str, str]]:
+        """Who is set against whom: rivals against the split that could have been set, the best one in hindsight, and
+        SGLang's default; none where no static split was run."""
+        if self.best_static is None:
+            return []
+        known = (OTHERS_BEST, self.best_static, SGLANG_DEFAULT)
+        references = [name for name in known if name in self.controllers]
+        return [(name, reference) for name in self.rivals for reference in references]
+
+    def against(self, name: str, reference: str, key: str = "cost") -> Interval:
+        """What `name` has more of it than `reference`, as a part of that."""
+        return relative_difference(self.column(name, key), self.column(reference, key), self._level)
+
+    def cost(self, name: str) -> Interval:
+        """Mean over the seeds."""
+        return mean_interval(self.column(name, "cost"), self._level)
+
+    @property
+    def _level(self) -> float:
+        return LEVEL if self.within is None else LOOKED_LEVEL
+
+    @property
+    def widest(self) -> tuple[str, str]:
+        """The difference in cost that is known worst."""
+        return max(self.differences, key=lambda pair: self.against(*pair).half_width)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether every difference in cost is known within `within`."""
+        return self.within is not None and self.against(*self.widest).half_width <= self.within
 
     def room(self, key: str) -> float | None:
         """1 - per-phase best / best static, None when either is missing."""
@@ -134,26 +168,53 @@ class Comparison:
 
 
 def compare(
-    bench: Bench, names: Sequence[str], seeds: Sequence[int], *, jobs: int, oracle: bool, progress: bool
+    bench: Bench,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    jobs: int,
+    oracle: bool,
+    progress: bool,
+    within: float | None = None,
 ) -> Comparison:
-    """Run everything; raises UnequalCells if the rows turn out not to be comparable."""
+    """Run everything. With `within`, `seeds` are added by the BATCH until every difference in cost from the references
+    is known so well (`WorkloadResult.is_narrow`). Raises UnequalCells if the rows turn out not to be comparable."""
+    rollouts, results = [], []
     with Runner(bench, jobs, progress) as runner:
-        tasks = [Task(name, w, seed) for w in range(len(bench.workloads)) for name in names for seed in seeds]
-        rollouts = runner.run(tasks, "controllers x seeds")
-        if oracle:
-            for w in range(len(bench.workloads)):
-                rollouts += _oracle_rollouts(runner, w, rollouts, seeds)
-        rhos = [runner.rho(w, seeds[0], rho_shares(bench)) for w in range(len(bench.workloads))]
-    cells = [rollout.cell for rollout in rollouts]
-    results = []
-    for workload, rho in zip(bench.workloads, rhos, strict=True):
-        own = [cell for cell in cells if cell["trace"] == workload.name]
-        check_comparable(own)
-        own += _others_best(own)
-        for cell in own:
-            cell["rho"] = rho if np.isfinite(rho) else None  # JSON knows no infinity
-        results.append(WorkloadResult(workload.name, rho, own))
+        for w in range(len(bench.workloads)):
+            own = _rollouts(runner, w, names, seeds, within)
+            if oracle:
+                own += _oracle_rollouts(runner, w, own)
+            rollouts += own
+            results.append(_result(runner, w, own, within))
     return Comparison(rollouts, results)
+
+
+def _rollouts(
+    runner: Runner, workload: int, names: Sequence[str], seeds: Sequence[int], within: float | None
+) -> list[Rollout]:
+    """By controller, then by seed; of all controllers as many seeds."""
+    name = runner.bench.workloads[workload].name
+    found: dict[str, list[Rollout]] = {controller: [] for controller in names}
+    size = len(seeds) if within is None else BATCH
+    for begin in range(0, len(seeds), size):
+        batch = seeds[begin : begin + size]
+        new = iter(runner.run([Task(own, workload, seed) for own in names for seed in batch], name))
+        for own in found.values():
+            own += itertools.islice(new, len(batch))
+        rollouts = [rollout for own in found.values() for rollout in own]
+        if WorkloadResult(name, 0.0, [rollout.cell for rollout in rollouts], within).is_narrow:
+            break
+    return rollouts
+
+
+def _result(runner: Runner, workload: int, rollouts: Sequence[Rollout], within: float | None) -> WorkloadResult:
+    cells = [rollout.cell for rollout in rollouts]
+    check_comparable(cells)
+    rho = runner.rho(workload, cells[0]["seed"], rho_shares(runner.bench))
+    for cell in cells:
+        cell["rho"] = rho if np.isfinite(rho) else None  # JSON knows no infinity
+    return WorkloadResult(runner.bench.workloads[workload].name, rho, [*cells, *_others_best(cells)], within)
 
 
 def _others_best(cells: Sequence[Cell]) -> list[Cell]:
@@ -175,7 +236,7 @@ def rho_shares(bench: Bench) -> list[float]:
     return [float(share) for share in np.linspace(low, high, RHO_SHARES + 2)[1:-1]]
 
 
-def _oracle_rollouts(runner: Runner, workload: int, rollouts: list[Rollout], seeds: Sequence[int]) -> list[Rollout]:
+def _oracle_rollouts(runner: Runner, workload: int, rollouts: Sequence[Rollout]) -> list[Rollout]:
     """The per-phase best of a scenario with phases, found by coordinate descent from the best static."""
     name = runner.bench.workloads[workload].name
     # A recorded trace may bear the name of a scenario, but has no marked phases.
@@ -183,7 +244,8 @@ def _oracle_rollouts(runner: Runner, workload: int, rollouts: list[Rollout], see
     if not generated or not SCENARIOS[name].has_phases:
         return []
     layout = make_layout(runner.bench.config)
-    known = WorkloadResult(name, 0.0, [rollout.cell for rollout in rollouts if rollout.cell["trace"] == name])
+    known = WorkloadResult(name, 0.0, [rollout.cell for rollout in rollouts])
+    seeds = [rollout.cell["seed"] for rollout in rollouts if rollout.cell["controller"] == known.controllers[0]]
     start = 0.5 if known.best_static is None else known.mean(known.best_static, "kv_share_mean")
     found: dict[tuple[float, ...], list[Rollout]] = {}
 

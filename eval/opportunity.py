@@ -38,7 +38,7 @@ from hbmgym.eval.load import rho
 from hbmgym.eval.opportunities.cases import Case, cases
 from hbmgym.eval.opportunities.figure import draw_map
 from hbmgym.eval.opportunities.measure import FIGURES, measure
-from hbmgym.eval.opportunities.verdict import OFFSETS, CaseResult, Interval
+from hbmgym.eval.opportunities.verdict import OFFSETS, CaseResult
 from hbmgym.eval.options import say_notices
 from hbmgym.eval.rollout import cell_hash
 from hbmgym.eval.statics import UNSERVED
@@ -200,18 +200,14 @@ def _row(result: CaseResult) -> list[str]:
         f"{result.shares[result.best]:.3f}",
         f"{result.static_costs[result.best]:.3f}",
         *("-" if cost is None else f"{cost:.2f}x" for cost in wrong),
-        "{:.2f}x [{:.2f}, {:.2f}]".format(*result.default_over_best("ttft_p99_s")),
-        *(_percent(result.floating_over_best(rule)) for rule in ONE_BUFFER),
-        *(_percent(result.room(figure)) for figure in ("ttft_p99_s", "slo_violation_rate", "cost")),
+        result.default_over_best("ttft_p99_s").text(".2f", "x"),
+        *(result.floating_over_best(rule).text("+.0%") for rule in ONE_BUFFER),
+        *(result.room(figure).text("+.0%") for figure in ("ttft_p99_s", "slo_violation_rate", "cost")),
         f"{result.chosen_per_episode:.3f}",
-        _percent(result.room_beyond_floating),
+        result.room_beyond_floating.text("+.0%"),
         f"{np.mean(result.of('both_full', 'cost')):.3f}",
         result.verdict,
     ]
-
-
-def _percent(interval: Interval) -> str:
-    return "{:+.0%} [{:+.0%}, {:+.0%}]".format(*interval)
 
 
 if __name__ == "__main__":

@@ -127,12 +127,11 @@ def _show(name: str, reference: WorkloadResult, results: Mapping[Rival, Workload
     table = Table(title=f"{name}: {len(costs)} episodes; differences from the best static split, {best}")
     for title in ("rules", "controller", "kv_share", "cost", "p99 TTFT s", "hit", "preempted", "unserved %", "moves/h"):
         table.add_column(title, justify="left" if title in ("rules", "controller") else "right", no_wrap=True)
-    mean, low, high = mean_interval(costs)
-    table.add_row(BEST_STATIC, *_columns(reference, best, f"{mean:.3f} [{low:.3f}, {high:.3f}]"))
+    table.add_row(BEST_STATIC, *_columns(reference, best, mean_interval(costs).text(".3f")))
     for rival, result in results.items():
         controller = result.controllers[0]
-        change, low, high = relative_difference(result.column(controller, "cost"), costs)
-        cost = f"{result.mean(controller, 'cost'):.3f} {change:+.1%} [{low:+.1%}, {high:+.1%}]"
+        change = relative_difference(result.column(controller, "cost"), costs)
+        cost = f"{result.mean(controller, 'cost'):.3f} {change.text('+.1%')}"
         table.add_row(rival.title, *_columns(result, controller, cost))
     console.print(table)
 

@@ -207,10 +207,10 @@ def _figures(result: WorkloadResult, controller: str, differs: tuple[WorkloadRes
     yield f"{result.mean(controller, 'kv_share_mean'):.3f}"
     costs = result.column(controller, "cost")
     if differs is None:
-        yield "{:.3f} [{:.3f}, {:.3f}]".format(*mean_interval(costs))
+        yield mean_interval(costs).text(".3f")
     else:
         change = relative_difference(costs, differs[0].column(differs[1], "cost"))
-        yield f"{result.mean(controller, 'cost'):.3f} " + "{:+.1%} [{:+.1%}, {:+.1%}]".format(*change)
+        yield f"{result.mean(controller, 'cost'):.3f} {change.text('+.1%')}"
     yield f"{result.mean(controller, 'token_cost'):.3f}"
     yield f"{result.mean(controller, 'ttft_p50_s'):.2f}"
     yield f"{result.mean(controller, 'ttft_p99_s'):.2f}"

@@ -141,7 +141,7 @@ def _result(result: WorkloadResult) -> Found:
         "best_static_cost": float(result.mean(best, "cost")),
         "best_static_misses": float(result.mean(best, "slo_violation_rate")),
         "costs": {name: result.mean(name, "cost") for name in moving},
-        "over_best_static": {name: list(relative_difference(own, reference)) for name, own in costs.items()},
+        "over_best_static": {name: relative_difference(own, reference).known for name, own in costs.items()},
     }
 
 

@@ -11,7 +11,6 @@ from hbmgym.controllers.registry import is_static
 from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.state import ACTION_NAMES
 from hbmgym.eval.comparison import OTHERS_BEST, Comparison, WorkloadResult
-from hbmgym.eval.intervals import mean_interval, relative_difference
 from hbmgym.eval.rollout import Cell
 from hbmgym.eval.statics import UNSERVED
 
@@ -52,13 +51,27 @@ def summary_lines(result: WorkloadResult) -> list[str]:
         lines.append(f"{name}: kv_share {shares[0]:.3f} to {shares[1]:.3f}, {gib:.1f} GiB moved per episode")
     if priced := [cell for cell in result.cells if "price_ratio_log2" in cell]:
         lines.append(_actions(priced))
-    if best is not None:
-        lines += [_against(result, name, other) for name in result.rivals for other in result.references]
+    lines += [_against(result, name, reference) for name, reference in result.differences]
+    if result.within is not None:
+        lines.append(_stopped(result, result.within))
     return lines
 
 
 def _beforehand(result: WorkloadResult) -> str:
     return f"{result.mean(OTHERS_BEST, 'cost'):.3f}" if OTHERS_BEST in result.controllers else "unknown"
+
+
+def _stopped(result: WorkloadResult, within: float) -> str:
+    """Why there were no more episodes."""
+    episodes = len(result.column(result.controllers[0], "cost"))
+    if result.is_narrow:
+        return f"{episodes} episodes: every difference in cost is known within +-{within:.1%}, so no more were added"
+    name, reference = result.widest
+    known = result.against(name, reference).half_width
+    return (
+        f"{episodes} episodes, the limit: {name} against {reference} is known within +-{known:.1%} only, not within "
+        f"+-{within:.1%}"
+    )
 
 
 def _refusals(result: WorkloadResult) -> list[str]:
@@ -104,8 +117,7 @@ def _actions(cells: Sequence[Cell]) -> str:
 def _against(result: WorkloadResult, name: str, reference: str) -> str:
     parts = []
     for key, label in (("cost", "cost"), ("ttft_p99_s", "p99 TTFT"), ("slo_violation_rate", "violations")):
-        center, low, high = relative_difference(result.column(name, key), result.column(reference, key))
-        parts.append(f"{label} {center:+.1%} [{low:+.1%}, {high:+.1%}]")
+        parts.append(f"{label} {result.against(name, reference, key).text('+.1%')}")
     return f"{name} against {reference}: {', '.join(parts)}"
 
 
@@ -157,14 +169,12 @@ def _table(result: WorkloadResult) -> Table:
 
 
 def _row(result: WorkloadResult, name: str, best: bool) -> list[str]:
-    cost, low, high = mean_interval(result.column(name, "cost"))
-
     def mean(key: str) -> float:
         return result.mean(name, key)
 
     return [
         f"{name} (best static)" if best else name,
-        f"{cost:.3f} [{low:.3f}, {high:.3f}]",
+        result.cost(name).text(".3f"),
         f"{mean('token_cost'):.3f}",
         f"{mean('ttft_mean_s'):.3f}",
         f"{mean('ttft_p99_s'):.2f}",

@@ -21,10 +21,11 @@ from hbmgym.eval.advising.settings import (
     sglang_settings,
     vllm_pool,
 )
-from hbmgym.eval.advising.table import Interval, Runs, search
+from hbmgym.eval.advising.table import Runs, search
 from hbmgym.eval.advising.traffic import Traffic
 from hbmgym.eval.cells import Bench, Runner
 from hbmgym.eval.comparison import rho_shares, static_shares
+from hbmgym.eval.intervals import Interval
 from hbmgym.eval.oracle import DYNAMIC
 from hbmgym.eval.rollout import Rollout, run_episode
 from hbmgym.eval.statics import UNSERVED
@@ -238,7 +239,7 @@ class Advice:
             "moving": {
                 "pays": self.moving_pays,
                 "pays_against_floating": self.moving_pays_more,
-                "over_floating": [_known(value) for value in self.mover_over_floating],
+                "over_floating": self.mover_over_floating.known,
                 "floating_pays": self.floating_pays,
                 "rows": [_row(row) for row in self.movers],
                 "oracle": None if self.oracle is None else _row(self.oracle),
@@ -250,12 +251,11 @@ class Advice:
 
 def pays(difference: Interval) -> bool:
     """It saves WORTH, and its interval excludes nothing."""
-    value, _, high = difference
-    return value <= -WORTH and high < 0.0
+    return difference.value <= -WORTH and difference.high < 0.0
 
 
 def _row(row: Row) -> dict[str, Any]:
-    return {**dataclasses.asdict(row), "over_best": [_known(value) for value in row.over_best]}
+    return {**dataclasses.asdict(row), "over_best": row.over_best.known}
 
 
 def _known(value: float) -> float | None:

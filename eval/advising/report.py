@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hbmgym.envs.serving.config import GIB, SGLANG_SLOTS
-from hbmgym.eval.advising.advice import FLAT, Advice, Row, pays
+from hbmgym.eval.advising.advice import FLAT, WORTH, Advice, Row, pays
 from hbmgym.eval.statics import UNSERVED
 
 LABEL = 15
@@ -83,10 +83,10 @@ def _settings(advice: Advice) -> Iterator[str]:
     share = f"kv_share {advice.best.kv_share:.3f}: {advice.slots:,} slots beside {advice.kv_tokens:,} tokens of KV"
     yield _labelled("set", share + flat)
     if advice.config.engine.kernels == "vllm":
-        own = "{:+.1%} [{:+.1%}, {:+.1%}]".format(*advice.default.over_best)
+        own = advice.default.over_best.text("+.1%")
         yield _labelled("", f"vLLM divides by itself: {advice.default.name} costs {own} against that")
     elif advice.floating_pays:
-        less = "{:+.1%} [{:+.1%}, {:+.1%}]".format(*advice.floating.over_best)
+        less = advice.floating.over_best.text("+.1%")
         yield _labelled("", f"but better no split: a floating pool (SGLang: --enable-unified-memory) costs {less}")
     flags = advice.sglang
     if "--mamba-full-memory-ratio" in flags:
@@ -124,7 +124,7 @@ def _snapshots(advice: Advice) -> Iterator[str]:
     yield _labelled("snapshots kept", f"retention={kept}: {_flag(kept)}")
     for row in advice.retentions:
         better = "better: " if pays(row.over_best) else ""
-        cost = "{}: cost {:+.1%} [{:+.1%}, {:+.1%}]; ".format(row.name, *row.over_best)
+        cost = f"{row.name}: cost {row.over_best.text('+.1%')}; "
         yield _labelled("", better + cost + _flag(row.name))
 
 
@@ -173,7 +173,7 @@ def _told(advice: Advice) -> str:
 def _costs(advice: Advice) -> Iterator[str]:
     yield _row("what it costs", ["", *_HEADERS])
     for row in (advice.best, *advice.others):
-        more = "" if row is advice.best else "  {:+.1%} [{:+.1%}, {:+.1%}]".format(*row.over_best)
+        more = "" if row is advice.best else f"  {row.over_best.text('+.1%')}"
         yield _row("", [_title(row), *_figures(row)]) + more
     yield _labelled("", _LEGEND)
     yield _labelled("", _plainly(advice))
@@ -220,21 +220,19 @@ def _plainly(advice: Advice) -> str:
 def _moving(advice: Advice) -> Iterator[str]:
     row = advice.best_mover
     names = ", ".join(mover.name for mover in advice.movers)
-    against = "{:+.1%} [{:+.1%}, {:+.1%}] against this split, ".format(*row.over_best)
-    against += "{:+.1%} [{:+.1%}, {:+.1%}] against a floating pool".format(*advice.mover_over_floating)
+    over_split, over_pool = (own.text("+.1%") for own in (row.over_best, advice.mover_over_floating))
+    against = f"{over_split} against this split, {over_pool} against a floating pool"
     yield _labelled("a moving split", f"{_verdict(advice)}: {row.name}, the best of {names}, costs {against}")
     if advice.oracle is not None:
-        value, low, high = advice.oracle.over_best
-        yield _labelled("", f"the dynamic oracle, which knows what comes: {value:+.1%} [{low:+.1%}, {high:+.1%}]")
-    if len(advice.traffic.episodes) == 1:
-        yield _labelled("", "one episode: intervals say nothing")
-    elif advice.traffic.shared_rows:
+        yield _labelled("", f"the dynamic oracle, which knows what comes: {advice.oracle.over_best.text('+.1%')}")
+    if advice.traffic.shared_rows:
         yield _labelled("", "the episodes share most of their rows: intervals say little")
 
 
 def _verdict(advice: Advice) -> str:
     if not advice.moving_pays:
-        return "does not pay"
+        saves = advice.best_mover.over_best.value <= -WORTH
+        return "may pay, which more episodes would show" if saves else "does not pay"
     return "pays" if advice.moving_pays_more else "pays, but a floating pool does as well"
 
 

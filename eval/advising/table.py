@@ -6,15 +6,13 @@ import numpy as np
 
 from hbmgym.eval.advising.traffic import Traffic
 from hbmgym.eval.cells import Runner, Task
-from hbmgym.eval.intervals import relative_difference
+from hbmgym.eval.intervals import Interval, relative_difference
 from hbmgym.eval.oracle import DYNAMIC
 from hbmgym.eval.rollout import Rollout
 from hbmgym.eval.statics import best_static
 
 FIRST_STEP = 4
 """Splits of the grid that the search skips at first; a power of 2."""
-Interval = tuple[float, float, float]
-"""Value, and the bounds of its 95 % interval over episodes."""
 
 
 class Runs:

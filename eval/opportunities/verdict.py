@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hbmgym.envs.serving.shortage import ONE_BUFFER
-from hbmgym.eval.intervals import relative_difference
+from hbmgym.eval.intervals import Interval, relative_difference
 from hbmgym.eval.statics import UNSERVED, best_costs, best_static
 
 ROOM = 0.15
@@ -17,8 +17,6 @@ CLIFF = 2.0
 """A cliff: the default's p99 TTFT over the best static's."""
 OFFSETS = (-0.2, -0.1, 0.1, 0.2)
 ROOM_FIGURES = ("cost", "ttft_mean_s", "ttft_p99_s", "slo_violation_rate")
-Interval = tuple[float, float, float]
-"""Value, and the bounds of its 95 % interval over episodes."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class CaseResult:
     def default_over_best(self, figure: str) -> Interval:
         """Ratio of SGLang's default to the best static."""
         value, low, high = relative_difference(self.of("default", figure), self.of_static(self.best, figure))
-        return 1.0 + value, 1.0 + low, 1.0 + high
+        return Interval(1.0 + value, 1.0 + low, 1.0 + high)
 
     def floating_over_best(self, rule: str) -> Interval:
         """Cost of one floating pool over that of the best static - 1."""
@@ -132,10 +130,10 @@ class CaseResult:
             "best_static_p99_s": float(np.mean(self.of_static(self.best, "ttft_p99_s"))),
             "cost_when_wrong_by": {f"{offset:+.1f}": self.wrong_by(offset) for offset in OFFSETS},
             "default_share": float(np.mean(self.of("default", "kv_share_mean"))),
-            "default_over_best": {figure: _known(self.default_over_best(figure)) for figure in ROOM_FIGURES},
-            "floating_over_best": {rule: _known(self.floating_over_best(rule)) for rule in ONE_BUFFER},
-            "room": {figure: _known(self.room(figure)) for figure in ROOM_FIGURES},
-            "room_beyond_floating": _known(self.room_beyond_floating),
+            "default_over_best": {figure: self.default_over_best(figure).known for figure in ROOM_FIGURES},
+            "floating_over_best": {rule: self.floating_over_best(rule).known for rule in ONE_BUFFER},
+            "room": {figure: self.room(figure).known for figure in ROOM_FIGURES},
+            "room_beyond_floating": self.room_beyond_floating.known,
             "best_static_cost_chosen_per_episode": self.chosen_per_episode,
             "both_full_cost": float(np.mean(self.of("both_full", "cost"))),
             "best_static_unserved_tokens": float(np.mean(self.of_static(self.best, "unserved_tokens"))),
@@ -146,9 +144,4 @@ class CaseResult:
 
 def _saving(values: Sequence[float], reference: Sequence[float]) -> Interval:
     value, low, high = relative_difference(values, reference)
-    return -value, -high, -low
-
-
-def _known(interval: Interval) -> list[float | None]:
-    """JSON knows no infinity: what is compared with 0 has no ratio."""
-    return [value if np.isfinite(value) else None for value in interval]
+    return Interval(-value, -high, -low)

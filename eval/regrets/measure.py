@@ -11,8 +11,7 @@ from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.eval.cells import Bench, Runner, Task
 from hbmgym.eval.comparison import COARSE_STEP, static_shares
-from hbmgym.eval.intervals import relative_difference
-from hbmgym.eval.opportunities.verdict import Interval
+from hbmgym.eval.intervals import Interval, relative_difference
 from hbmgym.eval.regrets.cases import SaneCase, static_name
 from hbmgym.eval.rollout import Cell
 from hbmgym.eval.statics import best_static

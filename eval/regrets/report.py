@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hbmgym.eval.opportunities.verdict import Interval
+from hbmgym.eval.intervals import Interval
 from hbmgym.eval.regrets.measure import ROOM, Regret
 from hbmgym.eval.regrets.summary import FAR, groups, summary
 from hbmgym.eval.statics import UNSERVED
@@ -64,7 +64,7 @@ def _hindsight(regret: Regret) -> str:
 
 
 def _percent(interval: Interval) -> str:
-    return "{:+.0f} [{:+.0f}, {:+.0f}]".format(*(100.0 * value for value in interval))
+    return Interval(*(100.0 * value for value in interval)).text("+.0f")
 
 
 def _summary(regrets: Sequence[Regret], names: Sequence[str]) -> Table:

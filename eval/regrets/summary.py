@@ -66,9 +66,9 @@ def _case(regret: Regret, names: Sequence[str]) -> dict[str, Any]:
         "static_cost": regret.mean(case.best_static, "cost"),
         "hindsight_share": None if best is None else regret.mean(best, "kv_share_mean"),
         "hindsight_cost": None if best is None else regret.mean(best, "cost"),
-        "regret": {name: regret.relative(name) for name in names},
-        "by_token": {name: regret.relative(name, "token_cost") for name in names},
-        "p99": {name: regret.relative(name, "ttft_p99_s") for name in names},
+        "regret": {name: regret.relative(name).known for name in names},
+        "by_token": {name: regret.relative(name, "token_cost").known for name in names},
+        "p99": {name: regret.relative(name, "ttft_p99_s").known for name in names},
         "unserved_tokens": {name: regret.mean(name, "unserved_tokens") for name in (case.best_static, *names)},
         "gib_migrated": {name: regret.gib_migrated(name) for name in names},
     }

@@ -339,6 +339,22 @@ def test_a_bad_number_of_seeds_is_refused(value, refusal):
     assert "seeds" in refusal("compare", "--seeds", value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--seeds", "often"), "--seeds is 'often', expected an integer >= 1 or auto"),
+        (("--seeds", "auto", "--within", "0"), "--within is 0, expected a number above 0"),
+        (("--seeds", "auto", "--within", "nan"), "--within is nan, expected a number above 0"),
+        (("--seeds", "auto", "--within", "narrow"), "--within: invalid float value: 'narrow'"),
+        (("--within", "0.03"), "--within 0.03 needs --seeds auto"),
+        (("--seeds", "auto", "--controllers", "sglang-0.9,helm"), "needs a static-<kv_share> and one that moves"),
+        (("--seeds", "auto", "--controllers", "static-grid"), "needs a static-<kv_share> and one that moves"),
+    ],
+)
+def test_bad_flags_of_adding_episodes_are_refused(flags, said, refusal):
+    assert said in refusal("compare", *flags)
+
+
 def test_an_unknown_split_is_refused(refusal):
     assert "--split: invalid choice: 'final'" in refusal("compare", "--split", "final")
 

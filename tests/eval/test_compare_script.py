@@ -40,6 +40,38 @@ def test_it_prints_the_table_and_writes_the_cells(tmp_path, trace, capsys):
     assert {"cells.csv", "cells.json", "timings.json"} <= {path.name for path in (tmp_path / "new").iterdir()}
 
 
+def test_with_seeds_auto_the_table_says_why_it_has_so_many_episodes(tmp_path, trace, capsys):
+    flags = [
+        *SERVING,
+        *trace,
+        "--controllers",
+        "static-0.3,static-0.8,threshold",
+        "--seeds",
+        "auto",
+        "--within",
+        "1000",
+    ]
+    main([*flags, "--out", f"{tmp_path}/new"])
+    printed = capsys.readouterr().out
+    assert ": 8 episodes, means" in printed
+    assert "8 episodes: every difference in cost is known within +-100000.0%, so no more were added" in printed
+    assert len(json.loads((tmp_path / "new" / "cells.json").read_text())) == 3 * 8
+
+
+def test_of_one_episode_the_table_says_that_there_is_no_interval(trace, capsys):
+    main([*SERVING, *trace, "--controllers", "static-0.3,threshold", "--seeds", "1"])
+    printed = capsys.readouterr().out
+    assert printed.count(" (one episode)") == 5, "two costs and three differences"
+    assert "[" not in printed.replace("(one episode)", "")
+
+
+def test_all_flags_are_explained(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["--help"])
+    assert leaving.value.code == 0
+    assert "--seeds N|auto" in capsys.readouterr().out
+
+
 def test_a_priced_engine_says_what_it_chose(trace, capsys):
     main([*SERVING, *trace, "--controllers", "static-0.3,static-0.8", "--policies", "on_shortage=priced"])
     line = next(

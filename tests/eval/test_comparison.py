@@ -8,9 +8,11 @@ import pytest
 from hbmgym.controllers.registry import make_controller
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.load import load_trace
+from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.envs.workload import TraceWorkload
 from hbmgym.eval.cells import Bench
 from hbmgym.eval.comparison import ORACLE, WorkloadResult, compare, row_names, static_shares
+from hbmgym.eval.intervals import LOOKED_LEVEL, relative_difference
 from hbmgym.eval.table import print_comparison, summary_lines
 from tests.envs.episodes import Ask, make_episode
 
@@ -122,6 +124,47 @@ def test_the_oracle_is_never_worse_than_its_start_and_only_where_there_are_phase
         cell.update(wide, concurrency_cap_mean=1234.5, concurrency_cap_min=1234, hit_rate=0.123)
     print_comparison(found)
     assert "\N{HORIZONTAL ELLIPSIS}" not in capsys.readouterr().out, "a column is cut off"
+
+
+MANY = seeds_for("validation", 20)
+
+
+def of_many(within: float | None) -> WorkloadResult:
+    names = ["static-0.3", "static-0.8", "sglang-0.9", "demand"]
+    bench = Bench(CONFIG, (CHAT,), "validation")
+    return compare(bench, names, MANY, jobs=1, oracle=False, progress=False, within=within).results[0]
+
+
+@pytest.fixture(scope="module")
+def counted() -> WorkloadResult:
+    return of_many(None)
+
+
+def widest_of(counted: WorkloadResult, episodes: int) -> float:
+    """Half of the widest interval of its first episodes."""
+    costs = {name: counted.column(name, "cost")[:episodes] for name in counted.controllers}
+    best = min(counted.statics, key=lambda name: np.mean(costs[name]))
+    pairs = [(costs["demand"], costs[reference]) for reference in (best, "sglang-0.9")]
+    return max(relative_difference(*pair, LOOKED_LEVEL).half_width for pair in pairs)
+
+
+def test_episodes_are_added_until_every_difference_is_known_well(counted):
+    at_8, at_16, at_20 = (widest_of(counted, episodes) for episodes in (8, 16, 20))
+    assert at_8 > at_16 > at_20
+    for within, episodes, narrow in ((1.01 * at_8, 8, True), (0.99 * at_8, 16, True), (0.99 * at_20, 20, False)):
+        found = of_many(within)
+        assert found.cells == [cell for cell in counted.cells if cell["seed"] in MANY[:episodes]]
+        why = summary_lines(found)[-1]
+        assert why.startswith(f"{episodes} episodes: every" if narrow else f"{episodes} episodes, the limit: demand")
+        assert ("so no more were added" in why, f"+-{at_20:.1%} only" in why) == (narrow, not narrow)
+
+
+def test_intervals_that_were_looked_at_on_the_way_are_wider(counted):
+    looked = dataclasses.replace(counted, within=1.0)
+    for name, reference in counted.differences:
+        assert looked.against(name, reference).half_width > 1.05 * counted.against(name, reference).half_width
+    assert looked.cost("demand").half_width > 1.05 * counted.cost("demand").half_width
+    assert looked.cost("demand").value == counted.cost("demand").value
 
 
 def test_a_recorded_trace_with_the_name_of_a_scenario_has_no_oracle(tmp_path):

@@ -73,7 +73,7 @@ def test_room_is_what_the_dynamic_oracle_saves_of_the_best_static():
     room = result(*(episode((9, 9, 1, 9, 9), 1, 0.8 - 0.01 * i) for i in range(6)))
     value, low, high = room.room("ttft_p99_s")
     assert value == pytest.approx(0.225)
-    assert 0.2 <= low <= value <= high <= 0.25
+    assert 0.18 <= low <= value <= high <= 0.27
     assert room.verdict == "room"
     assert result(*(episode((9, 9, 1, 9, 9), 1, 0.9) for _ in range(6))).verdict == "none"
 
@@ -115,8 +115,8 @@ def test_what_is_kept_is_json_even_where_there_is_nothing_to_compare_with():
     nobody_missed = episode((9, 9, 1, 9, 9), 3, 1)
     nobody_missed["statics"][2]["slo_violation_rate"] = 0.0
     kept = json.loads(json.dumps(result(nobody_missed).as_json(), allow_nan=False))
-    assert kept["default_over_best"]["slo_violation_rate"] == [None, None, None]
-    assert kept["default_over_best"]["cost"] == [3.0, 3.0, 3.0]
+    assert kept["default_over_best"]["slo_violation_rate"] == [None, 0.0, None]
+    assert kept["default_over_best"]["cost"] == [3.0, 0.0, None], "one episode has no bounds"
 
 
 def test_the_table_for_a_page_has_a_line_per_case_and_a_cell_per_column():

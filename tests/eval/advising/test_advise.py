@@ -160,7 +160,7 @@ def test_a_load_that_cannot_be_served_is_said_first(tmp_path, capsys):
     words = capsys.readouterr().out
     first = " ".join(words.split())
     assert re.match(r"THE LOAD CANNOT BE SERVED: .* multiply --load by 0\.\d+, or add GPUs\.", first)
-    assert "one episode: intervals say nothing" in words
+    assert "(one episode) against this split" in first
 
 
 def test_the_oracle_is_searched_if_it_is_asked_for(trace, capsys):
