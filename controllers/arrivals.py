@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 
-_FAST_S = 10.0
-"""Time constant of the *_10s fields of Telemetry."""
+from hbmgym.controllers.telemetry import FAST_S
 
 
 class ArrivalCounter:
@@ -25,5 +24,5 @@ class ArrivalCounter:
         requests = float(telemetry["arrivals_per_s"]) * window_s
         if requests < 0.5:
             return 0.0, 0.0
-        tokens = (before - (self._rate - before) / math.expm1(-window_s / _FAST_S)) * window_s
+        tokens = (before - (self._rate - before) / math.expm1(-window_s / FAST_S)) * window_s
         return requests, max(tokens, 0.0) / requests

@@ -7,9 +7,7 @@ import numpy as np
 
 from hbmgym.controllers.actions import decide_share
 from hbmgym.controllers.base import HOLD, Decision, Setup
-
-TIME_CONSTANT_S = 100.0
-"""Of Telemetry's `*_100s`."""
+from hbmgym.controllers.telemetry import SLOW_S
 
 
 def balanced_share(tokens: float, kv_token_bytes: float, slots: float, slot_bytes: float) -> float:
@@ -55,7 +53,7 @@ class DemandController:
         if not tokens:
             return HOLD
         share = balanced_share(tokens, setup.kv_token_bytes, setup.slots_per_request, setup.layout.slot_bytes)
-        requests = TIME_CONSTANT_S * float(telemetry["arrivals_per_s_100s"])
+        requests = SLOW_S * float(telemetry["arrivals_per_s_100s"])
         # d share / share = (1 - share) d tokens / tokens; lengths are taken to spread as much as their mean.
         error = share * (1.0 - share) / math.sqrt(requests) if requests > 0.0 else math.inf
         if abs(share - telemetry["kv_share_requested"]) < self.parameters.standard_errors * error:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hbmgym.controllers.actions import Steps
-from hbmgym.controllers.base import HOLD, MARGINAL_STEPS, Decision, Setup
+from hbmgym.controllers.base import HOLD, Decision, Setup
+from hbmgym.controllers.telemetry import MARGINAL_STEPS
 
 
 @dataclass(frozen=True)

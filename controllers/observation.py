@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hbmgym.controllers.base import MARGINAL_FIELDS, TELEMETRY
+from hbmgym.controllers.telemetry import MARGINAL_FIELDS, TELEMETRY
 from hbmgym.memory_backend.jit import kernel, subkernel
 
 # Reference points of the logarithms: the middle of what is served, not limits.

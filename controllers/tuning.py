@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hbmgym.controllers.base import MARGINAL_STEPS
+from hbmgym.controllers.telemetry import MARGINAL_STEPS
 
 TABLE = Path(__file__).with_name("tuned.json")
 """By controller: `parameters`, and what they were judged by."""

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from hbmgym.controllers.actions import ShareAction
-from hbmgym.controllers.base import TELEMETRY_TABLE
+from hbmgym.controllers.base import TELEMETRY
 from hbmgym.controllers.floor import ShareFloor
 from hbmgym.controllers.observation import OBSERVATION_SIZE, OBSERVATION_TABLE, observe
 from hbmgym.envs.render import HistoryFigure, ansi_line
@@ -24,7 +24,7 @@ from hbmgym.memory_backend.vmm import BACKENDS
 
 RENDER_MODES = ("ansi", "rgb_array")
 _RESET_OPTIONS = ("episode_seed", "skip")
-_FIELDS = tuple(name for name, _, _ in TELEMETRY_TABLE)
+_FIELDS = TELEMETRY.names or ()
 
 
 class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -55,8 +55,8 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
 
     ## Observation space
     `Box(-1, 1, (OBSERVATION_SIZE,), float32)`: `controllers.observation.observe` of the engine's telemetry at the end
-    of the window (`controllers.base.TELEMETRY_TABLE` has its units and averaging times). The normalisation is fixed and
-    nothing looks ahead.
+    of the window (`controllers.telemetry.TELEMETRY_TABLE` has its units and averaging times). The normalisation is
+    fixed and nothing looks ahead.
 
     OBSERVATION_ROWS
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hbmgym.controllers.base import PRICES, TELEMETRY, TELEMETRY_TABLE, Decision, Setup
+from hbmgym.controllers.base import PRICES, TELEMETRY, Decision, Setup
 from hbmgym.controllers.convex.budgeter import charge_moves, fill
 from hbmgym.controllers.convex.utility import CELLS, OFFSETS, POINTS, concave_slopes, erlang_b, recall, remember
 from hbmgym.memory_backend.jit import kernel, subkernel
@@ -53,7 +53,7 @@ class ConvexParameters:
 POOLS, MIDDLE = 2, POINTS // 2
 MOST_SERVERS = 4096.0  # requests at once; with more, room for another one is worth nothing
 # Where a pool's gains and costs begin in a Telemetry record.
-_PLACES = {name: place for place, (name, _, _) in enumerate(TELEMETRY_TABLE)}
+_PLACES = {name: place for place, name in enumerate(TELEMETRY.names or ())}
 _GAINS = (_PLACES["kv_gain_2pct"], _PLACES["ssm_gain_2pct"])
 _COSTS = (_PLACES["kv_cost_2pct"], _PLACES["ssm_cost_2pct"])
 _TIME, _MOVING, _REQUESTED = (_PLACES[name] for name in ("time_s", "moving_chunks", "kv_share_requested"))

@@ -7,7 +7,7 @@ sizes. To the worth of what is cached comes that of admitting at once, by Erlang
 
 import numpy as np
 
-from hbmgym.controllers.base import MARGINAL_STEPS
+from hbmgym.controllers.telemetry import MARGINAL_STEPS
 from hbmgym.memory_backend.jit import kernel, subkernel
 
 OFFSETS = np.array([*(-step for step in reversed(MARGINAL_STEPS)), 0.0, *MARGINAL_STEPS])

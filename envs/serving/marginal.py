@@ -18,7 +18,7 @@ was not there before.
 
 import numpy as np
 
-from hbmgym.controllers.base import MARGINAL_STEPS
+from hbmgym.controllers.telemetry import MARGINAL_STEPS
 from hbmgym.envs.serving.cost_model import recovery_s
 from hbmgym.memory_backend.ages import slack
 from hbmgym.memory_backend.jit import subkernel
@@ -27,7 +27,6 @@ from hbmgym.memory_backend.prefix_cache import snapshot_depth
 
 STEP_COUNT = len(MARGINAL_STEPS)
 GAIN, COST = range(2)
-MARGINAL_COUNT = 2 * 2 * STEP_COUNT
 
 
 def make_marginal() -> np.ndarray:
@@ -105,8 +104,9 @@ def _book_cost(state, pool, first, reuse):
 
 @subkernel
 def _slack(state, pool, first, depth, enough):
-    """Of the page that ends a row's first `depth`, or of its snapshot."""
+    """Of the page that ends a row's first `depth`, or of its snapshot; who is live is in nobody's way."""
     page_id = state.memory.ids[state.refs[first + depth - 1]]
+    kept, entry = state.memory.ssm, page_id.snapshot
     if pool == KV:
-        return slack(state.memory.kv, page_id.page, enough)
-    return slack(state.memory.ssm, page_id.snapshot, enough)
+        kept, entry = state.memory.kv, page_id.page
+    return np.int64(enough) if kept.entries[entry].pins > 0 else slack(kept, entry, enough)

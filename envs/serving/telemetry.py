@@ -1,123 +1,151 @@
-"""The Telemetry record at the end of a window; what is early in it, TELEMETRY_TABLE says."""
+"""The Telemetry record at the end of a window, by TELEMETRY_TABLE.
+
+After traffic has ended averaged rates fall, while the ratio of two stays what it was, since both fall alike: nothing
+new is learned of requests while none come. Floating-point numbers do not fall for ever: after two hours both would be
+left with one bit, and their ratio would be 1 until traffic comes back. So a rate below LEAST_RATE is 0, and a ratio
+keeps its value once less than LEAST_WHOLE is left of what it is a part of. Before the first request it is 0.
+"""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
+from hbmgym.controllers.telemetry import (
+    AVERAGES,
+    COUNTERS,
+    FAST_S,
+    KV_DEMAND,
+    MARGINAL_FIELDS,
+    SLOW_S,
+    TELEMETRY_TABLE,
+)
 from hbmgym.envs.serving.arrival import book_miss, most_pages_needed
-from hbmgym.envs.serving.marginal import MARGINAL_COUNT, STEP_COUNT
+from hbmgym.envs.serving.marginal import STEP_COUNT
 from hbmgym.envs.serving.shortage import slots_within_reach
 from hbmgym.envs.serving.state import ASIDE, PINS, PREFILL, QUEUE, WORST_RATIO, state_at
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.pools import NONE, blocks_kept_only, free_blocks
 
-FAST_S, SLOW_S = 10.0, 100.0
+LEAST_WHOLE = 1e-100
+LEAST_RATE = 1e-200  # far less, so that the part of a ratio is there for as long as the whole
 
-# Counters of the whole episode whose growth per window becomes a rate.
-(
-    ARRIVALS,
-    TOKENS,
-    ADMITTED,
-    REUSED,
-    KV_LOSS,
-    SSM_LOSS,
-    KV_EVICTIONS,
-    SSM_EVICTIONS,
-    FIRST_TOKENS,
-    TTFT,
-    TPOTS,
-    TPOT,
-    COST,
-    BUSY,
-    BLOCKED_KV,
-    BLOCKED_SSM,
-    FINISHED,
-    MET,
-    MISSED,
-    PREEMPTIONS,
-    REJECTED,
-    MOVED,
-    RELOCATED,
-    MARGINAL,  # and those after it, in the order of State.marginal
-) = range(24)
-COUNTERS = MARGINAL + MARGINAL_COUNT
+SUM, RATE, FAST, SLOW = range(len(AVERAGES))  # of Window.told, in the order of AVERAGES
+_COUNTERS = np.dtype((np.record, [(name, "f8") for name in COUNTERS]))
+_MARGINALS = COUNTERS.index(MARGINAL_FIELDS[0])
+
+
+def _places(counters: int) -> np.ndarray:
+    """int64, shape (fields, 2 + `counters`): the place in a record, the row of Window.told and the counters of each
+    field that tells of so many."""
+    rows = [
+        (place, AVERAGES.index(field.average), *map(COUNTERS.index, field.counters))
+        for place, field in enumerate(TELEMETRY_TABLE)
+        if len(field.counters) == counters
+    ]
+    return np.array(rows, np.int64)
+
+
+_ALONE, _RATIOS = _places(1), _places(2)
+_KV_DEMANDS = np.array(
+    [(i, AVERAGES.index(field.average)) for i, field in enumerate(TELEMETRY_TABLE) if field.source == KV_DEMAND],
+    np.int64,
+)
+_RECEIVED, _RECEIVED_TOKENS = COUNTERS.index("received"), COUNTERS.index("received_tokens")
 
 
 class Window(NamedTuple):
-    """What has to be remembered from window to window; arrays of shape (COUNTERS,)."""
+    """What has to be remembered from window to window."""
 
+    totals: np.ndarray
+    """float64, shape (COUNTERS,): of the episode, at the end of the window."""
     seen: np.ndarray
-    """Counters at the last window's end."""
-    grown: np.ndarray
-    """Growth in the window that ends."""
-    fast: np.ndarray
-    """Rates averaged over about FAST_S."""
-    slow: np.ndarray
-    """Rates averaged over about SLOW_S."""
+    """As they were at the end of the window before."""
+    told: np.ndarray
+    """float64, shape (AVERAGES, COUNTERS): growth in the window, that per second, rates averaged over about FAST_S, and
+    over about SLOW_S."""
     start_s: np.ndarray
     """Shape (1,)."""
 
 
 def make_window() -> Window:
-    return Window(np.zeros(COUNTERS), np.zeros(COUNTERS), np.zeros(COUNTERS), np.zeros(COUNTERS), np.zeros(1))
+    count = len(COUNTERS)
+    return Window(np.zeros(count), np.zeros(count), np.zeros((len(AVERAGES), count)), np.zeros(1))
 
 
 @subkernel
-def _count(state, seen, grown, waiting_cost):
-    """Write the growth of every counter since `seen`, and bring `seen` up to date."""
-    engine = state.engine
-    memory = state.memory
-    grown[ARRIVALS] = engine.received
-    grown[TOKENS] = engine.received_tokens
-    grown[ADMITTED] = engine.admitted_tokens
-    grown[REUSED] = engine.reused_tokens
-    grown[KV_LOSS] = engine.kv_loss_tokens
-    grown[SSM_LOSS] = engine.ssm_loss_tokens
-    grown[KV_EVICTIONS] = memory.kv.meta.evictions
-    grown[SSM_EVICTIONS] = memory.ssm.meta.evictions
-    grown[FIRST_TOKENS] = engine.first_tokens
-    grown[TTFT] = engine.ttft_over_slo
-    grown[TPOTS] = engine.tpots
-    grown[TPOT] = engine.tpot_over_slo
-    grown[COST] = engine.cost + waiting_cost
-    grown[BUSY] = engine.busy_s
-    grown[BLOCKED_KV] = engine.blocked_kv_s
-    grown[BLOCKED_SSM] = engine.blocked_ssm_s
-    grown[FINISHED] = engine.finished
-    grown[MET] = engine.met
-    grown[MISSED] = engine.missed
-    grown[PREEMPTIONS] = engine.preemptions
-    grown[REJECTED] = engine.rejected
-    grown[MOVED] = memory.split.moved_chunks
-    grown[RELOCATED] = memory.split.relocated_bytes
+def _count(state, totals, waiting_cost):
+    """Write every counter: those of COUNTERS by name, and the marginal ones behind them."""
+    engine, memory = state.engine, state.memory
+    total = totals.view(_COUNTERS)[0]
+    total.received = engine.received
+    total.received_tokens = engine.received_tokens
+    total.admitted_tokens = engine.admitted_tokens
+    total.reused_tokens = engine.reused_tokens
+    total.kv_loss_tokens = engine.kv_loss_tokens
+    total.ssm_loss_tokens = engine.ssm_loss_tokens
+    total.kv_evictions = memory.kv.meta.evictions
+    total.ssm_evictions = memory.ssm.meta.evictions
+    total.first_tokens = engine.first_tokens
+    total.ttft_over_slo = engine.ttft_over_slo
+    total.tpots = engine.tpots
+    total.tpot_over_slo = engine.tpot_over_slo
+    total.cost = engine.cost + waiting_cost
+    total.busy_s = engine.busy_s
+    total.blocked_kv_s = engine.blocked_kv_s
+    total.blocked_ssm_s = engine.blocked_ssm_s
+    total.finished = engine.finished
+    total.met = engine.met
+    total.missed = engine.missed
+    total.preemptions = engine.preemptions
+    total.rejected = engine.rejected
+    total.moved_chunks = memory.split.moved_chunks
+    total.relocated_bytes = memory.split.relocated_bytes
     for pool in range(len(state.marginal)):
         for side in range(2):
             for step in range(STEP_COUNT):
-                grown[MARGINAL + (2 * pool + side) * STEP_COUNT + step] = state.marginal[pool, side, step]
-    for i in range(COUNTERS):
-        total = grown[i]
-        grown[i] = total - seen[i]
-        seen[i] = total
+                totals[_MARGINALS + (2 * pool + side) * STEP_COUNT + step] = state.marginal[pool, side, step]
 
 
 @subkernel
-def _average(rates, grown, seconds, time_constant_s):
-    weight = -math.expm1(-seconds / time_constant_s)
-    for i in range(COUNTERS):
-        rates[i] += weight * (grown[i] / seconds - rates[i])
+def _average(window, seconds):
+    """Bring `told` up to date with `totals`, of which `seen` are known."""
+    totals, seen, told = window.totals, window.seen, window.told
+    fast, slow = -math.expm1(-seconds / FAST_S), -math.expm1(-seconds / SLOW_S)
+    for i in range(len(totals)):
+        growth = totals[i] - seen[i]
+        seen[i] = totals[i]
+        told[SUM, i] = growth
+        told[RATE, i] = growth / seconds
+        told[FAST, i] = _moved(told[FAST, i], told[RATE, i], fast)
+        told[SLOW, i] = _moved(told[SLOW, i], told[RATE, i], slow)
 
 
 @subkernel
-def _ratio(part, whole):
-    return part / whole if whole > 0.0 else 0.0
+def _moved(average, rate, weight):
+    average += weight * (rate - average)
+    return average if abs(average) >= LEAST_RATE else 0.0
 
 
 @subkernel
-def _kv_demand(state, telemetry, rates):
-    kv_bytes = rates[TOKENS] * telemetry.kv_token_bytes
-    slot_bytes = rates[ARRIVALS] * state.engine.slots_per_request * telemetry.slot_bytes
-    return _ratio(kv_bytes, kv_bytes + slot_bytes)
+def _write_counted(state, window, telemetry, values):
+    told = window.told
+    for i in range(len(_ALONE)):
+        values[_ALONE[i, 0]] = told[_ALONE[i, 1], _ALONE[i, 2]]
+    for i in range(len(_RATIOS)):
+        average = _RATIOS[i, 1]
+        _write_ratio(values, _RATIOS[i, 0], told[average, _RATIOS[i, 2]], told[average, _RATIOS[i, 3]])
+    for i in range(len(_KV_DEMANDS)):
+        rates = told[_KV_DEMANDS[i, 1]]
+        kv_bytes = rates[_RECEIVED_TOKENS] * telemetry.kv_token_bytes
+        slot_bytes = rates[_RECEIVED] * state.engine.slots_per_request * telemetry.slot_bytes
+        _write_ratio(values, _KV_DEMANDS[i, 0], kv_bytes, kv_bytes + slot_bytes)
+
+
+@subkernel
+def _write_ratio(values, place, part, whole):
+    if whole >= LEAST_WHOLE:
+        values[place] = part / whole
 
 
 @subkernel
@@ -138,7 +166,7 @@ def _look_at_waiting(state, telemetry):
                     oldest = max(oldest, age)
             row = request.next
     telemetry.oldest_wait_over_slo = oldest
-    telemetry.mean_wait_over_slo = _ratio(total, count)
+    telemetry.mean_wait_over_slo = total / count if count > 0 else 0.0
     return total
 
 
@@ -163,47 +191,6 @@ def _look_at_pools(state, telemetry):
     telemetry.concurrency_cap = slots_within_reach(state) // state.engine.slots_per_request
 
 
-@subkernel
-def _write_rates(state, window, telemetry, seconds):
-    grown, fast, slow = window.grown, window.fast, window.slow
-    telemetry.busy_fraction = grown[BUSY] / seconds
-    telemetry.blocked_kv_fraction = grown[BLOCKED_KV] / seconds
-    telemetry.blocked_ssm_fraction = grown[BLOCKED_SSM] / seconds
-    telemetry.arrivals_per_s = grown[ARRIVALS] / seconds
-    telemetry.arrivals_per_s_10s = fast[ARRIVALS]
-    telemetry.arrivals_per_s_100s = slow[ARRIVALS]
-    telemetry.prompt_tokens_per_s_10s = fast[TOKENS]
-    telemetry.prompt_tokens_per_s_100s = slow[TOKENS]
-    telemetry.tokens_per_request_10s = _ratio(fast[TOKENS], fast[ARRIVALS])
-    telemetry.tokens_per_request_100s = _ratio(slow[TOKENS], slow[ARRIVALS])
-    telemetry.kv_demand_10s = _kv_demand(state, telemetry, fast)
-    telemetry.kv_demand_100s = _kv_demand(state, telemetry, slow)
-    telemetry.hit_rate_10s = _ratio(fast[REUSED], fast[ADMITTED])
-    telemetry.hit_rate_100s = _ratio(slow[REUSED], slow[ADMITTED])
-    telemetry.kv_loss_tokens_per_s = fast[KV_LOSS]
-    telemetry.ssm_loss_tokens_per_s = fast[SSM_LOSS]
-    telemetry.kv_evictions_per_s = fast[KV_EVICTIONS]
-    telemetry.ssm_evictions_per_s = fast[SSM_EVICTIONS]
-    telemetry.finished_per_s = grown[FINISHED] / seconds
-    telemetry.met = grown[MET]
-    telemetry.missed = grown[MISSED]
-    telemetry.cost = grown[COST]
-    telemetry.preemptions = grown[PREEMPTIONS]
-    telemetry.rejected = grown[REJECTED]
-    telemetry.ttft_over_slo_10s = _ratio(fast[TTFT], fast[FIRST_TOKENS])
-    telemetry.tpot_over_slo_10s = _ratio(fast[TPOT], fast[TPOTS])
-    telemetry.moved_chunks = grown[MOVED]
-    telemetry.relocated_bytes = grown[RELOCATED]
-
-
-@subkernel
-def _write_marginals(window, values):
-    first = len(values) - 2 * MARGINAL_COUNT
-    for i in range(MARGINAL_COUNT):
-        values[first + i] = window.fast[MARGINAL + i]
-        values[first + MARGINAL_COUNT + i] = window.slow[MARGINAL + i]
-
-
 @kernel
 def close_window(table, window, telemetry, values):
     """Fill `telemetry`, whose fields `values` holds as float64 (fields,), for the window that ends now, and start the
@@ -221,9 +208,7 @@ def close_window(table, window, telemetry, values):
     telemetry.kv_needed = max(most_pages_needed(state), engine.idle_pages)
     engine.idle_pages = 0
     waiting_cost = _look_at_waiting(state, telemetry)
-    _count(state, window.seen, window.grown, waiting_cost)
-    _average(window.fast, window.grown, seconds, FAST_S)
-    _average(window.slow, window.grown, seconds, SLOW_S)
+    _count(state, window.totals, waiting_cost)
+    _average(window, seconds)
     _look_at_pools(state, telemetry)
-    _write_rates(state, window, telemetry, seconds)
-    _write_marginals(window, values)
+    _write_counted(state, window, telemetry, values)

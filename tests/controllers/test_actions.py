@@ -56,6 +56,15 @@ def test_narrower_bounds_are_kept():
     assert rule.next_share(1.0) == 0.55
 
 
+@pytest.mark.parametrize(("bound", "inwards"), [(HIGH, -1.0), (LOW, 1.0)])
+def test_a_wanted_share_within_a_slot_and_a_chunk_of_a_bound_becomes_the_bound(bound, inwards):
+    width = LAYOUT.share_step + 1 / LAYOUT.chunks
+    for away, becomes_it in ((0.4 * width, True), (0.9 * width, True), (1.1 * width, False)):
+        wanted = bound + inwards * away
+        asked = started("absolute").next_share(2.0 * (wanted - LOW) / (HIGH - LOW) - 1.0)
+        assert asked == pytest.approx(bound if becomes_it else wanted, rel=1e-12)
+
+
 @given(SHARES, st.sampled_from(("incremental", "absolute")), ACTIONS)
 def test_what_is_asked_for_is_within_bounds_and_changes_the_split(share, kind, actions):
     rule, slots = started(kind, share), LAYOUT.slots(share)

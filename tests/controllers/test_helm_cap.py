@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hbmgym.controllers.actions import Steps
-from hbmgym.controllers.base import TELEMETRY_TABLE
+from hbmgym.controllers.base import TELEMETRY
 from hbmgym.controllers.helm.controller import HelmController
 from hbmgym.controllers.helm.parameters import HelmParameters
 from hbmgym.envs.platforms import find_platform
@@ -186,7 +186,7 @@ def test_cap_and_share_keep_their_bounds(records):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, 1e308])
 def test_broken_telemetry_is_survived(value):
-    for name, _, _ in TELEMETRY_TABLE:
+    for name in TELEMETRY.names:
         controller = capping()
         for _ in range(5):
             controller.act(served(0.5, **CALM | BALANCED | {name: value}))

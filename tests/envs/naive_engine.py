@@ -15,10 +15,12 @@ from hbmgym.envs.serving.cost_model import iteration_s
 from hbmgym.envs.serving.state import ACTION_NAMES
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.memory_backend.resize import RUN_CHUNKS
+from tests.envs.naive_marginal import Marginals, Past
 from tests.envs.naive_one_pool import page_was_used_first
 from tests.envs.naive_orders import Orders
 from tests.envs.naive_pins import Host, Pins
 from tests.envs.naive_retention import NaiveRetention
+from tests.envs.naive_telemetry import NaiveTelemetry
 
 NEVER = 1e300
 FLOATS = ("float", "float-lru")
@@ -28,7 +30,7 @@ WORKING, RESERVED = "working", "reserved"
 class Blocks:
     """One pool: who lies on which block, how often it is pinned, and what is cached in order of eviction."""
 
-    def __init__(self, block_bytes: int, chunk_bytes: int, chunks: int, total_chunks: int):
+    def __init__(self, block_bytes: int, chunk_bytes: int, chunks: int, total_chunks: int, by_list: bool = True):
         self.block_bytes, self.chunk_bytes = block_bytes, chunk_bytes
         self.chunks = self.target = chunks
         self.at: dict[Hashable, int] = {}
@@ -40,12 +42,14 @@ class Blocks:
         self.scales = (0.0, 0.0)
         self._uses = 0
         self._free = list(range(total_chunks * chunk_bytes // block_bytes))
+        self.past = Past(len(self._free), by_list)
 
     def copy(self) -> "Blocks":
         other = copy.copy(self)
         for name, facts in vars(self).items():
             if isinstance(facts, (dict, list)):
                 setattr(other, name, facts.copy())
+        other.past = Past(0, True)  # what would be evicted from a copy is no news
         return other
 
     def holds(self, chunks: int) -> int:
@@ -66,7 +70,18 @@ class Blocks:
         self.pins[name] = 1
         return True
 
+    def evict(self, name: Hashable) -> None:
+        """For want of room, as the next one of the order."""
+        self.past.evict(name)
+        self._forget(name)
+
     def free(self, name: Hashable) -> None:
+        if name in self.cached:
+            self.past.part(name)
+        self._forget(name)
+
+    def _forget(self, name: Hashable) -> None:
+        self.past.joined.pop(name, None)
         heapq.heappush(self._free, self.at.pop(name))
         for facts in (self.pins, self.cached, self.used, self.hits):
             facts.pop(name, None)
@@ -78,10 +93,13 @@ class Blocks:
 
     def rename(self, old: Hashable, new: Hashable) -> None:
         self.at[new], self.pins[new] = self.at.pop(old), self.pins.pop(old)
+        self.past.joined.pop(old, None)
         self.hits.pop(old, None)
 
     def pin(self, name: Hashable) -> None:
-        self.cached.pop(name, None)
+        if name in self.cached:
+            self.past.part(name)
+            del self.cached[name]
         self.pins[name] = self.pins.get(name, 0) + 1
 
     def unpin(self, name: Hashable) -> None:
@@ -92,6 +110,7 @@ class Blocks:
             self._use(name)
 
     def _use(self, name: Hashable) -> None:
+        self.past.join(name)
         self._uses += 1
         self.used[name] = self._uses, self.now_s
 
@@ -105,6 +124,7 @@ class Blocks:
     def meet_again(self, name: Hashable) -> None:
         """Goes last, unless it is pinned."""
         if name in self.cached:
+            self.past.part(name)
             del self.cached[name]
             self.cached[name] = None
             self._use(name)
@@ -191,14 +211,17 @@ class NaiveEngine:
         self.page, self.spr = self.config.page_tokens, self.config.running_slots
         self.attention_s_per_page2 = float(self.cost.attention_s_per_pair) * self.page**2 / 2
         self.state_s_per_page = self.page * float(self.cost.prefill_s_per_token)
-        self.tpot_slo_s = core.setup.tpot_slo_s
+        self.tpot_slo_s, self.kv_token_bytes = core.setup.tpot_slo_s, core.setup.kv_token_bytes
         layout, slots = self.layout, self.layout.slots(kv_share)
         kv_chunks = layout.kv_chunks(slots)
-        self.kv = Blocks(layout.page_bytes, layout.chunk_bytes, kv_chunks, layout.chunks)
-        self.ssm = Blocks(layout.slot_bytes, layout.chunk_bytes, layout.chunks - kv_chunks, layout.chunks)
-        self.max_pages = layout.pages(layout.min_slots)
         self.rule, self.migrate = self.config.policies.on_shortage, self.config.migrate
-        self.by_list = self.config.policies.eviction == "lru" and self.rule != "float-lru"
+        self.in_one_buffer = self.rule in FLOATS
+        self.by_list = by_list = self.config.policies.eviction == "lru" and self.rule != "float-lru"
+        ssm_chunks = layout.chunks - kv_chunks
+        self.kv = Blocks(layout.page_bytes, layout.chunk_bytes, kv_chunks, layout.chunks, by_list)
+        self.ssm = Blocks(layout.slot_bytes, layout.chunk_bytes, ssm_chunks, layout.chunks, by_list)
+        self.marginals = Marginals(self)
+        self.max_pages = layout.pages(layout.min_slots)
         self.taken = 0  # pages and slots
         self.migrated_after: int | None = None
         self.may_migrate = True
@@ -238,6 +261,7 @@ class NaiveEngine:
         self.blocked_on: str | None = None
         self.pins, self.host = Pins(self), Host(self)
         self.totals = Totals()
+        self.telemetry = NaiveTelemetry(self)
         self.ends: list[int] = []
 
     # --- the loop
@@ -459,6 +483,7 @@ class NaiveEngine:
         if not on_host:
             self.totals.kv_loss_tokens += (seen - resident) * self.page
             self.totals.ssm_loss_tokens += (resident - reuse) * self.page
+            self.marginals.book(job, reuse, resident, seen)
         for name in pages[:reuse]:
             self.kv.hit(name)
             self.kv.pin(name)
@@ -490,6 +515,7 @@ class NaiveEngine:
         working = (job.row, WORKING)
         self.float_to(1, 0)
         if snapshot and len(self.ssm.pins) >= self.ssm.limit:
+            self.marginals.lose_state(snapshot)
             self.ssm.rename(snapshot, working)
             self.taken += 1
             return
@@ -503,7 +529,7 @@ class NaiveEngine:
         while not self.ssm.take(name, self.ssm.limit):
             if not self.ssm.cached:
                 return False
-            self.ssm.free(self.victim(self.ssm))
+            self.evict_snapshot()
         self.taken += 1
         return True
 
@@ -518,9 +544,16 @@ class NaiveEngine:
 
     def evict_page(self) -> None:
         name = self.victim(self.kv)
-        self.kv.free(name)
         if name in self.ssm.at:
+            self.marginals.lose_state_with_page(name)
+            self.ssm.past.evictions += 1
             self.ssm.free(name)
+        self.kv.evict(name)
+
+    def evict_snapshot(self) -> None:
+        name = self.victim(self.ssm)
+        self.marginals.lose_state(name)
+        self.ssm.evict(name)
 
     # --- the order of eviction
 
@@ -586,6 +619,7 @@ class NaiveEngine:
         held = {d for d, i in enumerate(job.ids, 1) if ("id", i) in self.ssm.pins}
         for i in self.retention.dropped(job, depth, self.boundary(job), self.snapshots_on_path(job), held):
             self.ssm.free(("id", i))
+            self.marginals.forget(i)
 
     def next_stop(self, job: Job) -> int:
         stops = [depth * self.page for depth in self.depths_to_save(job) if self.config.engine.snapshots_end_chunks]
@@ -600,6 +634,7 @@ class NaiveEngine:
             else:
                 self.kv.rename(private, name)
                 self.seen.add(name[1])
+                self.marginals.forget(name[1])
                 self.retention.publish(name[1], job.ids[job.published - 1] if job.published else None)
             job.published += 1
 
@@ -765,7 +800,7 @@ class NaiveEngine:
 
     def lacking(self, slots: int, pages: int, in_all: int) -> str | None:
         live_slots, live_pages = len(self.ssm.pins) + slots, len(self.kv.pins) + pages
-        if self.rule in FLOATS:
+        if self.in_one_buffer:
             if self.holding(live_slots, live_pages):
                 return None
             return "ssm" if slots * self.layout.slot_bytes > in_all * self.layout.page_bytes else "kv"
@@ -867,7 +902,7 @@ class NaiveEngine:
         self.chosen = (0, 0, None)
         for _ in range(states):
             if self.ssm.cached:
-                self.ssm.free(self.victim(self.ssm))
+                self.evict_snapshot()
         for _ in range(pages):
             self.evict_page()
         if split is not None:
@@ -921,7 +956,7 @@ class NaiveEngine:
     def float_to(self, slots: int, pages: int) -> None:
         """One buffer: room from whatever is free, else from cached pages, else from snapshots."""
         live_slots, live_pages = len(self.ssm.pins) + slots, len(self.kv.pins) + pages
-        if self.rule not in FLOATS or not self.holding(live_slots, live_pages):
+        if not self.in_one_buffer or not self.holding(live_slots, live_pages):
             return
         while len(self.ssm.at) + slots > self.ssm.capacity or len(self.kv.at) + pages > self.kv.capacity:
             if found := self.holding(len(self.ssm.at) + slots, len(self.kv.at) + pages):
@@ -930,7 +965,7 @@ class NaiveEngine:
             elif self.page_makes_way(slots, pages):
                 self.evict_page()
             else:
-                self.ssm.free(self.victim(self.ssm))
+                self.evict_snapshot()
 
     def page_makes_way(self, slots: int, pages: int) -> bool:
         if self.rule == "float":
@@ -945,7 +980,7 @@ class NaiveEngine:
         self.kv.target = self.layout.kv_chunks(slots)
         self.ssm.target = self.layout.chunks - self.kv.target
         while len(self.ssm.at) > self.ssm.limit:
-            self.ssm.free(self.victim(self.ssm))
+            self.evict_snapshot()
         while len(self.kv.at) > self.kv.limit:
             self.evict_page()
         donor, recipient = (self.kv, self.ssm) if self.kv.chunks > self.kv.target else (self.ssm, self.kv)
@@ -959,7 +994,7 @@ class NaiveEngine:
     # --- resize
 
     def request_split(self, kv_share: float) -> None:
-        if self.rule in FLOATS:
+        if self.in_one_buffer:
             return
         slots = self.layout.slots(kv_share)
         if slots == self.requested_slots:
@@ -982,7 +1017,7 @@ class NaiveEngine:
 
     def go_on_shrinking(self) -> None:
         while len(self.ssm.at) > self.ssm.limit and self.ssm.cached:
-            self.ssm.free(self.victim(self.ssm))
+            self.evict_snapshot()
         while len(self.kv.at) > self.kv.limit and self.kv.cached:
             self.evict_page()
         self.schedule_run()

@@ -1,5 +1,6 @@
 """The kernels against the naive engine: same order of events, same memory, times to 1e-9."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,11 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hbmgym.controllers.base import PRICES
+from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.state import REJECT_NAMES, STATUS_NAMES
 from hbmgym.memory_backend.eviction import eviction_order
 from hbmgym.memory_backend.pools import NONE, Pool
-from tests.envs.episodes import PADDED_PAGE, padded_configs, small_configs, small_episodes
+from tests.envs.episodes import PADDED_PAGE, Ask, make_episode, padded_configs, small_configs, small_episodes
 from tests.envs.naive_engine import Blocks, NaiveEngine
 
 COUNTS = ("iterations", "preemptions", "recomputed_tokens", "skipped_snapshots", "saved_snapshots", "admitted_tokens",
@@ -42,6 +44,17 @@ def assert_same_pool(pool: Pool, blocks: Blocks, order):
     assert set(np.flatnonzero(pool.entry_at != NONE)) == set(blocks.at.values())
 
 
+def assert_same_telemetry(found: np.record, expected: dict[str, float]):
+    assert set(expected) == set(found.dtype.names)
+    for name, value in expected.items():
+        assert isclose(found[name], value), (name, found[name], value)
+
+
+def isclose(found, expected):
+    # Times differ by 1e-15, and windows may be as short as 1e-9 s.
+    return math.isclose(found, expected, rel_tol=1e-6, abs_tol=1e-9)
+
+
 def assert_same(core: Core, naive: NaiveEngine):
     assert close(core.now_s, naive.now_s)
     for name in COUNTS:
@@ -57,7 +70,7 @@ def assert_same(core: Core, naive: NaiveEngine):
     assert close(core.counters.busy_s, naive.totals.busy_s)
     assert close(core.counters.blocked_kv_s, naive.totals.blocked_s["kv"])
     assert close(core.counters.blocked_ssm_s, naive.totals.blocked_s["ssm"])
-    assert (core.telemetry.aside, core.telemetry.kv_needed) == (len(naive.aside), naive.take_kv_needed())
+    assert_same_telemetry(core.telemetry, naive.telemetry.close_window())
     split = core.memory.split
     assert (split.moved_chunks, split.relocated_bytes) == (naive.totals.moved_chunks, naive.totals.relocated_bytes)
     assert close(split.tick_s, naive.tick_s)
@@ -115,3 +128,10 @@ def test_the_naive_engine_agrees_while_the_split_changes(config, episode, shares
 @given(config=padded_configs(), episode=small_episodes(page_tokens=PADDED_PAGE), share=st.floats(0, 1))
 def test_the_naive_engine_agrees_on_one_padded_pool(config, episode, share):
     compare(config, episode, [share])
+
+
+def test_the_naive_engine_agrees_over_an_idle_night():
+    evening = [Ask(i * 1.3, 640 + 64 * i, 1 + 9 * i, [f"user {i % 3}"] * 10) for i in range(9)]
+    morning = [dataclasses.replace(ask, arrival_s=ask.arrival_s + 8 * 3600.0) for ask in evening]
+    config = ServingConfig(model="qwen3.5-4b", hbm_gib=0.4, window_s=10.0)
+    compare(config, make_episode(evening + morning), [0.4])

@@ -21,7 +21,9 @@ from hbmgym.controllers.observation import OBSERVATION_TABLE
 from hbmgym.envs.hbm_partition import HbmPartitionEnv, serving_config
 from hbmgym.envs.registration import ENVIRONMENTS
 from hbmgym.envs.serving.config import ServingConfig
+from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.engines import ENGINE_PROFILES
+from hbmgym.envs.serving.state import DOES_NOT_FIT
 from hbmgym.envs.traces.episode import ROW, Episode
 from hbmgym.envs.traces.seeds import Part
 from hbmgym.memory_backend.migration import MigrateOnFailure
@@ -160,6 +162,33 @@ def test_a_reference_is_a_fixed_split_on_the_same_episode() -> None:
         gain = (reference["cost"] - mine["cost"]) / (0.5 * expected_arrivals)
         assert reward == (0.0 if mine["warmup"] else pytest.approx(gain))
     assert away[1].any()
+
+
+class LargeDocument(TinyWorkload):
+    """One of its requests outgrows the KV pool of small shares, though not the budget."""
+
+    row = 70
+
+    def episode(self, part: Part, seed: int) -> Episode:
+        episode = super().episode(part, seed)
+        episode.rows.input_tokens[self.row] = 60_000
+        return episode
+
+
+def test_a_reference_turns_away_what_its_split_can_never_hold() -> None:
+    """A fixed split has no other to wait for, so the request costs 10 in the window in which it arrives."""
+    share, row = 0.1, LargeDocument.row
+    env = HbmPartitionEnv(workload=LargeDocument(), serving=SERVING, references={"tiny": (share, 1.0)})
+    _, rewards, infos = rollout(env, 0, hold=True)
+    fixed = Core(env.core.config)
+    fixed.reset(env.episode, share, (share, share))
+    costs = [float(fixed.run_window().cost) for _ in rewards]
+    large = fixed.requests[row]
+    assert (large.reject_reason, large.ended_s) == (DOES_NOT_FIT, large.arrival_s) and large.arrival_s > WARMUP_S
+    expected_arrivals = env.episode.rate_per_s * SERVING["window_s"]
+    for reward, info, cost in zip(rewards, infos[1:], costs, strict=True):
+        assert reward == (0.0 if info["warmup"] else pytest.approx((cost - info["cost"]) / expected_arrivals))
+    assert env.core.requests[row].reject_reason != DOES_NOT_FIT, "elsewhere it waits for a larger pool"
 
 
 @pytest.mark.parametrize("reference", [(0.5, 0.0), (1.5, 1.0), (0.5,)])

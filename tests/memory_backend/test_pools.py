@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from hbmgym.memory_backend.eviction import ORDERS, first_victim
 from hbmgym.memory_backend.oplog import (
     BYTES,
     CHECK,
@@ -245,3 +246,22 @@ def test_every_log_hands_out_the_same_stamps_and_keeps_what_its_level_says():
         tags.append([int(pool.entries[entry].tag) for entry in taken])
         assert log.ops["kind"][: log.head.count].tolist() == kinds
     assert tags[0] == tags[1] == tags[2]
+
+
+@given(st.permutations(range(1, 32)), st.sets(st.integers(0, 30), min_size=1, max_size=15))
+def test_blocks_go_by_value_also_after_others_have_left_from_amid_the_order(depths, reused):
+    pool, log = make_pool(SSM, 1, 1, 31, 31, ORDERS["lpb"]), make_op_log(4, NOTHING)
+    pool.meta.own_s_per_page = 1.0  # a block is worth its depth
+    entries = [take(pool, log, 31) for _ in depths]
+    for entry, depth in zip(entries, depths, strict=True):
+        pool.ranks[entry].depth, pool.ranks[entry].hits = depth, 1
+        unpin(pool, entry)
+    for place in reused:
+        pin(pool, entries[place])
+        check_pool(pool)
+    went = []
+    while pool.meta.cached:
+        entry = int(first_victim(pool))
+        went.append(int(pool.ranks[entry].depth))
+        release(pool, log, entry)
+    assert went == sorted(depth for place, depth in enumerate(depths) if place not in reused)
