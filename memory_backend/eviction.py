@@ -335,7 +335,8 @@ def _value(pool, entry):
         return 0.0 if lost_tokens <= meta.spare_tokens else 1.0
     if meta.order == BY_USE:
         return 0.0
-    return meta.recency_scale * rank.used_s + meta.saving_scale * _saved_s_per_byte(pool, entry)
+    # Recency and savings may add up to the same in two ways: what differs by the rounding of doubles alone is a tie.
+    return float(np.float32(meta.recency_scale * rank.used_s + meta.saving_scale * _saved_s_per_byte(pool, entry)))
 
 
 @subkernel

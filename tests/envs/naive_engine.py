@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.cost_model import iteration_s
 from hbmgym.envs.serving.state import ACTION_NAMES
@@ -577,8 +579,7 @@ class NaiveEngine:
             lost = self.depth_of[name[1]] * self.page if name in self.ssm.at else 0
             return float(lost + self.config.tlru_next_tokens > self.config.tlru_threshold_tokens)
         recency, saving = pool.scales
-        # Recency and savings may add up to the same in two ways: what differs by rounding alone is a tie.
-        return float(f"{recency * pool.used[name][1] + saving * self.saved_s_per_byte(pool, name):.12g}")
+        return float(np.float32(recency * pool.used[name][1] + saving * self.saved_s_per_byte(pool, name)))
 
     def saved_s_per_byte(self, pool: Blocks, name: Hashable) -> float:
         pages = self.depth_of[name[1]]
