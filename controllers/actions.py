@@ -14,7 +14,7 @@ DEFAULT_MAX_STEP = 0.1
 # Bounds of kv_share; width within which a request holds; step and kind of the actions; what all actions so far add up
 # to; what was last asked for. Any record that has these fields can be moved.
 RULE_FIELDS = ("low", "high", "hold", "max_step", "absolute", "wanted", "asked")
-_RULE = np.dtype((np.record, [(name, "f8") for name in RULE_FIELDS]))
+RULE = np.dtype((np.record, [(name, "f8") for name in RULE_FIELDS]))
 
 
 @subkernel
@@ -44,7 +44,7 @@ def _at_an_end(rule):
 
 @kernel
 def _next_share(values, action):
-    return move(values.view(_RULE)[0], action, math.inf)
+    return move(values.view(RULE)[0], action, math.inf)
 
 
 def prepare(rule: np.record, kind: str, max_step: float, layout: Layout, bounds: tuple[float, float]) -> None:
@@ -71,22 +71,22 @@ class ShareAction:
             raise ValueError(f"max_step is {max_step}, expected a share above 0 and at most 1")
         self.kind = kind
         self.max_step = max_step
-        self._values = np.zeros(len(RULE_FIELDS))
+        self.values = np.zeros(len(RULE_FIELDS))
 
     def reset(self, share: float, layout: Layout, bounds: tuple[float, float] | None = None) -> None:
         """Start at the realised `share`; `bounds` are the shares that may be asked for, by default the layout's."""
-        rule = self._values.view(_RULE)[0]
+        rule = self.values.view(RULE)[0]
         prepare(rule, self.kind, self.max_step, layout, bounds or layout.share_bounds)
         rule["wanted"] = rule["asked"] = share
 
     @property
     def wanted(self) -> float:
         """The share all actions so far add up to, within the bounds."""
-        return float(self._values.view(_RULE)[0]["wanted"])
+        return float(self.values.view(RULE)[0]["wanted"])
 
     def next_share(self, action: float) -> float | None:
         """The kv_share to ask for after `action` (clipped to [-1, 1]); None holds what was last asked for."""
-        share = _next_share(self._values, float(action))
+        share = _next_share(self.values, float(action))
         return share if share == share else None
 
 

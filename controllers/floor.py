@@ -12,46 +12,92 @@ from typing import Any
 import numpy as np
 
 from hbmgym.controllers.base import TELEMETRY, Controller, Decision, Setup
+from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.split import Layout
 
 # Reading a field by its name costs Python eight times as much.
 _read = struct.Struct("d").unpack_from
-_KV_NEEDED = TELEMETRY.fields["kv_needed"][1]  # type: ignore[index]
+_KV_NEEDED, _REQUESTED = (TELEMETRY.fields[name][1] for name in ("kv_needed", "kv_share_requested"))  # type: ignore[index]
+
+_FLOOR = np.dtype(
+    (
+        np.record,
+        [
+            ("wanted", "f8"),  # the share that was asked for last
+            ("raised", "i8"),  # 1: more than that was asked for
+            ("most", "f8"),  # the largest share that may be asked for
+            ("most_pages", "i8"),  # of the largest split
+            ("share_per_page", "f8"),
+            (
+                "slack",
+                "f8",
+            ),  # beside some pages a split has less room left than a slot and two ends of chunks
+            ("chunks", "i8"),
+            ("chunk_bytes", "i8"),
+            ("page_bytes", "i8"),
+            ("slot_bytes", "i8"),
+            ("min_slots", "i8"),
+        ],
+    )
+)
+
+
+@subkernel
+def _share_that_holds(floor, pages):
+    if not pages > 0.0:  # NaN as well
+        return 0.0
+    if pages >= floor.most_pages:
+        return floor.most
+    beside = floor.chunks - -(-math.ceil(pages) * floor.page_bytes // floor.chunk_bytes)
+    slots = max(beside * floor.chunk_bytes // floor.slot_bytes, floor.min_slots)
+    return min((floor.chunks - -(-slots * floor.slot_bytes // floor.chunk_bytes)) / floor.chunks, floor.most)
+
+
+@subkernel
+def raise_share(values, asked, pages, requested):
+    """The share to ask for, or nan for none, where a controller asks for `asked` (nan: for none), `pages` are needed
+    and `requested` was asked for last; `values` are those of a ShareFloor."""
+    floor = values.view(_FLOOR)[0]
+    if asked == asked:
+        floor.wanted = asked
+    if not pages * floor.share_per_page + floor.slack < floor.wanted:  # which is so most of the time
+        least = _share_that_holds(floor, pages)
+        if least > floor.wanted:
+            floor.raised = 1
+            return math.nan if least == requested else least
+    if floor.raised != 0:
+        floor.raised = 0
+        return floor.wanted
+    return asked
+
+
+@kernel
+def _raise_share(values, asked, pages, requested):
+    return raise_share(values, asked, pages, requested)
 
 
 class ShareFloor:
     """Raises shares to where the KV pool holds `kv_needed` pages, and takes that back later; `reset` first."""
 
+    def __init__(self) -> None:
+        self.values = np.zeros(len(_FLOOR.names or ()), np.int64)
+        """What `raise_share` takes."""
+
     def reset(self, layout: Layout, bounds: tuple[float, float], share: float) -> None:
         """Start at the requested `share`; `bounds` are the shares that may be asked for."""
-        self._layout, self._most = layout, bounds[1]
-        self._wanted = share
-        self._share_per_page = layout.page_bytes / layout.budget_bytes
-        # A split that holds some pages has less room beside them than a slot and the ends of two chunks.
-        self._slack = (layout.slot_bytes + 2 * layout.chunk_bytes) / layout.budget_bytes
-        self._raised = False
+        floor = self.values.view(_FLOOR)[0]
+        floor.wanted, floor.raised, floor.most = share, 0, bounds[1]
+        floor.most_pages = layout.pages(layout.min_slots)
+        floor.share_per_page = layout.page_bytes / layout.budget_bytes
+        floor.slack = (layout.slot_bytes + 2 * layout.chunk_bytes) / layout.budget_bytes
+        for name in ("chunks", "chunk_bytes", "page_bytes", "slot_bytes", "min_slots"):
+            floor[name] = getattr(layout, name)
 
     def raised(self, asked: float | None, telemetry: np.record) -> float | None:
         """The share to ask for where a controller asks for `asked`; None keeps what was last asked for."""
-        if asked is not None:
-            self._wanted = asked
-        (pages,) = _read(telemetry, _KV_NEEDED)
-        is_plenty = pages * self._share_per_page + self._slack < self._wanted  # which is so most of the time
-        if not is_plenty and (least := self._share_that_holds(pages)) > self._wanted:
-            self._raised = True
-            return None if least == telemetry["kv_share_requested"] else least
-        if self._raised:
-            self._raised = False
-            return self._wanted
-        return asked
-
-    def _share_that_holds(self, pages: float) -> float:
-        layout = self._layout
-        if not pages > 0.0:  # NaN as well
-            return 0.0
-        if pages >= layout.pages(layout.min_slots):
-            return self._most
-        return min(layout.share(max(layout.slots_beside(math.ceil(pages)), layout.min_slots)), self._most)
+        (pages,), (requested,) = _read(telemetry, _KV_NEEDED), _read(telemetry, _REQUESTED)
+        share = _raise_share(self.values, math.nan if asked is None else float(asked), pages, requested)
+        return share if share == share else None
 
 
 class Floored:

@@ -8,6 +8,13 @@ SGLANG_RATIO = 0.9
 """SGLang's default mamba_full_memory_ratio."""
 
 
+def static_name(kv_share: float) -> str:
+    """The name of a static split, which the registry reads back as the very split: six digits, without zeros behind the
+    third; half a chunk of 2 MiB is more than what they round away in any budget below a terabyte."""
+    digits = f"{kv_share:.6f}"
+    return f"static-{digits[:-3]}{digits[-3:].rstrip('0')}"
+
+
 class StaticController:
     """Holds the share at which its episodes start.
 
@@ -17,7 +24,7 @@ class StaticController:
     def __init__(self, kv_share: float, name: str | None = None) -> None:
         if not 0.0 <= kv_share <= 1.0:
             raise ValueError(f"static: kv_share is {kv_share}, expected a number from 0 to 1")
-        self.name = name or f"static-{kv_share:.3f}"
+        self.name = name or static_name(kv_share)
         self.fixed_share: float | None = kv_share
 
     @classmethod

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -13,18 +14,46 @@ from hbmgym.controllers.actions import ShareAction
 from hbmgym.controllers.base import TELEMETRY
 from hbmgym.controllers.floor import ShareFloor
 from hbmgym.controllers.observation import OBSERVATION_SIZE, OBSERVATION_TABLE, observe
+from hbmgym.envs.fused import Network, act_and_serve
 from hbmgym.envs.render import HistoryFigure, ansi_line
 from hbmgym.envs.serving.config import Policies, ServingConfig, with_policies
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.serving.engines import ENGINE_PROFILES, find_engine
 from hbmgym.envs.traces.episode import Episode, Loop
 from hbmgym.envs.traces.seeds import SEED_RANGES, Part, check_seed
+from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import Workload, open_workloads
 from hbmgym.memory_backend.vmm import BACKENDS
 
 RENDER_MODES = ("ansi", "rgb_array")
 _RESET_OPTIONS = ("episode_seed", "skip")
 _FIELDS = TELEMETRY.names or ()
+
+
+ReferenceCosts = MutableMapping[tuple[str, int, float], np.ndarray]
+"""Costs of every window, float64 (windows,), by workload, seed of the episode and share."""
+_NO_COSTS = np.zeros(0)
+_DRAWS = 100
+"""Seeds that are tried before traffic is too rare to go on."""
+
+
+class Stretch(NamedTuple):
+    """What `run_policy` did: windows of one episode in a row, a line each."""
+
+    observations: np.ndarray
+    """float32 (n, OBSERVATION_SIZE): by which each action was chosen."""
+    actions: np.ndarray
+    """float32 (n,): not clipped."""
+    telemetry: np.ndarray
+    """TELEMETRY (n,): at the end of each window."""
+    rewards: np.ndarray
+    """float64 (n,)"""
+    warmup: np.ndarray
+    """bool (n,): the window lies in the warm-up."""
+    last: np.ndarray
+    """float32 (OBSERVATION_SIZE,): the observation after all of them."""
+    truncated: bool
+    """The episode has ended."""
 
 
 class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -81,10 +110,10 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
 
     ## Starting state
     Empty caches at the configuration's `initial_kv_share`, or at a share drawn uniformly from the bounds with
-    `randomise_initial_share`. The episode is the workload's for a seed drawn from the part's range;
-    `reset(options={"episode_seed": n})` chooses it, `{"skip": x}` serves that part of the episode, from 0 to below 1,
-    at the initial split before the first step. Of several workloads each reset draws one. Equal reset seeds and
-    actions give identical arrays.
+    `randomise_initial_share`. The episode is the workload's for a seed drawn from the part's range or from
+    `episode_seeds`, and drawn again where nothing arrives that is measured; `reset(options={"episode_seed": n})`
+    chooses it, `{"skip": x}` serves that part of the episode, from 0 to below 1, at the initial split before the first
+    step. Of several workloads each reset draws one. Equal reset seeds and actions give identical arrays.
 
     ## Episode end
     Truncated at the first window end at or after the episode's horizon, so that its length does not depend on actions.
@@ -121,9 +150,11 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
     | `absolute`                | set by the id  | the second row of the action table                                |
     | `randomise_initial_share` | False          | see starting state; for training                                  |
     | `references`              | None           | (kv_share, mean cost) of a fixed split by name of workload        |
+    | `episode_seeds`           | None           | the seeds that episodes are drawn from; default: all of the part  |
+    | `reference_costs`         | None           | what references cost, to be shared where fixed splits cost the same |
     | `workload`                | None           | `Workload` object or several, in place of scenario and trace      |
 
-    All but `workload` can be written as JSON. Wrong ones raise a one-line ValueError.
+    All but `workload` and `reference_costs` can be written as JSON. Wrong ones raise a one-line ValueError.
 
     ## Version history
     * v0: initial version; until hbmgym is released, its results change with the engine's rules
@@ -153,6 +184,8 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         absolute: bool = False,
         randomise_initial_share: bool = False,
         references: Mapping[str, Sequence[float]] | None = None,
+        episode_seeds: Sequence[int] | None = None,
+        reference_costs: ReferenceCosts | None = None,
         workload: Workload | Sequence[Workload] | None = None,
     ) -> None:
         _check_choice("part", part, SEED_RANGES)
@@ -172,6 +205,9 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.observation_space = gym.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
         self._part = part
+        self._seeds = SEED_RANGES[part] if episode_seeds is None else list(episode_seeds)
+        _check_seeds(part, self._seeds)
+        self._known_costs: ReferenceCosts = {} if reference_costs is None else reference_costs
         self._references = dict(references or {})
         _check_references(self._references, [workload.name for workload in self._workloads])
         self._action = ShareAction("absolute" if absolute else "incremental")
@@ -179,25 +215,22 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         self._randomise_initial_share = randomise_initial_share
         self._figure: HistoryFigure | None = None
         self._windows = 0
-        self._reference_costs: list[float] = []
-        """One for each window of the episode; none before the first."""
+        self._reference_costs = _NO_COSTS
+        """float64, one for each window of the episode; none before the first."""
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode; one-line ValueError for an unknown option or a seed outside the part's range."""
         super().reset(seed=seed)
-        self._windows, self._reference_costs = 0, []  # an episode that cannot start leaves none to go on with
+        self._windows, self._reference_costs = 0, _NO_COSTS  # an episode that cannot start leaves none to go on with
         self.workload = self._workloads[int(self.np_random.integers(len(self._workloads)))]
-        self.episode = self.workload.episode(self._part, self._episode_seed(options or {}))
+        self.episode = self._draw_episode(options or {})
         self._expected = self.episode.rate_per_s * self.core.config.window_s
-        if not self._expected > 0.0:
-            raise ValueError(f"episode {self.episode.name} seed {self.episode.seed} has no measured arrivals")
-        self._reference_costs = self._run_reference()
+        self._reference_costs = self._find_reference_costs()
         telemetry = self.core.reset(self.episode, self._initial_share())
-        for _ in range(self._skipped_windows(options or {})):
-            telemetry = self.core.run_window()
-            self._windows += 1
+        self._windows = self._skipped_windows(options or {})
+        self.core.run_windows(self._windows)
         share, layout = float(telemetry.kv_share_requested), self.core.layout
         self._action.reset(share, layout)
         self._floor.reset(layout, layout.share_bounds, share)
@@ -216,7 +249,30 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         info = self._info(dict(zip(_FIELDS, telemetry.item(), strict=True)))
         if self._figure is not None:
             self._figure.add(telemetry)
-        return observe(telemetry), self._reward(info), False, self._ends_after(self._windows), info
+        reward = float(self._rewards(slice(self._windows - 1, self._windows), telemetry.cost)[0])
+        return observe(telemetry), reward, False, self._windows == len(self._reference_costs), info
+
+    def run_policy(self, network: Network, noise: np.ndarray) -> Stretch:
+        """`step` as often as `noise`, float32 (n,), has numbers, or up to the episode's end, with the network's action
+        plus the noise; ResetNeeded outside of an episode."""
+        left = len(self._reference_costs) - self._windows
+        if not left > 0:
+            raise ResetNeeded("the episode has ended, or none has begun: call reset() before run_policy()")
+        windows = act_and_serve(self.core, self._action, self._floor, network, noise[:left])
+        if not np.isfinite(windows.actions).all():
+            raise ValueError(f"action is {windows.actions[-1]}, expected a number from -1 to 1")
+        if self._figure is not None:
+            for record in windows.telemetry.view(np.recarray):
+                self._figure.add(record)
+        served = slice(self._windows, self._windows + len(windows.actions))
+        self._windows = served.stop
+        return Stretch(
+            *windows,
+            rewards=self._rewards(served, windows.telemetry["cost"]),
+            warmup=self._lies_in_warmup(1 + np.arange(served.start, served.stop)),
+            last=observe(self.core.telemetry),
+            truncated=self._windows == len(self._reference_costs),
+        )
 
     def render(self) -> str | np.ndarray | None:
         """The line or the figure of the current state, None without a render mode."""
@@ -228,21 +284,34 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         """Give the backend's memory back; idempotent."""
         self.core.close()
 
-    def _end_s(self, windows: int) -> float:
+    def _end_s(self, windows: Any) -> Any:
         # On the grid: the engine's clock stands at the first iteration edge behind it, which depends on actions.
         return windows * self.core.config.window_s
 
-    def _ends_after(self, windows: int) -> bool:
-        return self._end_s(windows) >= self.episode.horizon_s
+    def _lies_in_warmup(self, windows: Any) -> Any:
+        """Whether the window does that ends after so many; of a number or an array."""
+        return self._end_s(windows) <= self.episode.warmup_s
 
-    def _episode_seed(self, options: Mapping[str, Any]) -> int:
+    def _draw_episode(self, options: Mapping[str, Any]) -> Episode:
+        """The one that was asked for, or the first of those drawn in which something arrives."""
         for option in options:
             _check_choice("reset option", option, _RESET_OPTIONS)
         if "episode_seed" in options:
             check_seed(self._part, int(options["episode_seed"]))
-            return int(options["episode_seed"])
-        seeds = SEED_RANGES[self._part]
-        return int(self.np_random.integers(seeds.start, seeds.stop))
+            return self._measured_episode(int(options["episode_seed"]))
+        for _ in range(_DRAWS):
+            with suppress(TraceError):
+                return self._measured_episode(self._drawn_seed())
+        return self._measured_episode(self._drawn_seed())
+
+    def _drawn_seed(self) -> int:
+        return self._seeds[int(self.np_random.integers(len(self._seeds)))]
+
+    def _measured_episode(self, seed: int) -> Episode:
+        episode = self.workload.episode(self._part, seed)
+        if not episode.rate_per_s > 0.0:
+            raise TraceError(f"episode {episode.name} seed {episode.seed} has no measured arrivals")
+        return episode
 
     def _skipped_windows(self, options: Mapping[str, Any]) -> int:
         part = float(options.get("skip", 0.0))
@@ -262,27 +331,31 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         if share is not None:
             self.core.request_split(share)
 
-    def _run_reference(self) -> list[float]:
-        """What the fixed split of the workload's reference costs in every window of this episode."""
+    def _find_reference_costs(self) -> np.ndarray:
+        """float64 (windows,): what the workload's reference, a fixed split, costs in every window of this episode."""
         share, mean = self._references.get(self.workload.name, (None, 1.0))
         self._reference_mean = self._expected * mean
-        if share is not None:
+        windows = 0
+        while self._end_s(windows) < self.episode.horizon_s:
+            windows += 1
+        if share is None:
+            return np.full(windows, self._expected)
+        key = self.workload.name, self.episode.seed, share
+        if key not in self._known_costs:
             self.core.reset(self.episode, share, (share, share))
-        costs: list[float] = []
-        while not self._ends_after(len(costs)):
-            costs.append(self._expected if share is None else float(self.core.run_window().cost))
-        return costs
+            self._known_costs[key] = self.core.run_windows(windows)["cost"].copy()
+        return self._known_costs[key]
 
-    def _reward(self, info: dict[str, Any]) -> float:
-        if info["warmup"]:
-            return 0.0
-        return (self._reference_costs[self._windows - 1] - float(info["cost"])) / self._reference_mean
+    def _rewards(self, windows: slice, costs: Any) -> np.ndarray:
+        """float64 (n,): of those windows of the episode, which cost so much."""
+        saved = (self._reference_costs[windows] - costs) / self._reference_mean
+        return np.where(self._lies_in_warmup(1 + np.arange(windows.start, windows.stop)), 0.0, saved)
 
     def _info(self, telemetry: dict[str, float]) -> dict[str, Any]:
-        moved_bytes = telemetry["moved_chunks"] * self.core.layout.chunk_bytes
+        facts = memory_facts(telemetry, self.core.layout.chunk_bytes)
         return {
             "time_s": telemetry["time_s"],
-            "warmup": self._end_s(self._windows) <= self.episode.warmup_s,
+            "warmup": bool(self._lies_in_warmup(self._windows)),
             "cost": telemetry["cost"],
             "kv_share_requested": telemetry["kv_share_requested"],
             "kv_share_effective": telemetry["kv_share_effective"],
@@ -294,11 +367,22 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
             "waiting": int(telemetry["waiting"]),
             "running": int(telemetry["running"]),
             "moved_chunks": int(telemetry["moved_chunks"]),
-            "migrated_bytes": int(moved_bytes + telemetry["relocated_bytes"]),
-            "hit_rate": telemetry["hit_rate_10s"],
-            "kv_pressure": telemetry["kv_live"] / telemetry["kv_capacity"],
-            "ssm_pressure": telemetry["ssm_live"] / telemetry["ssm_capacity"],
+            "migrated_bytes": int(facts["migrated_bytes"]),
+            "hit_rate": facts["hit_rate"],
+            "kv_pressure": facts["kv_pressure"],
+            "ssm_pressure": facts["ssm_pressure"],
         }
+
+
+def memory_facts(telemetry: Any, chunk_bytes: int) -> dict[str, Any]:
+    """What the environment's information and a training's curves make of Telemetry's fields: of one record, as a
+    mapping, or of an array of them."""
+    return {
+        "migrated_bytes": telemetry["moved_chunks"] * chunk_bytes + telemetry["relocated_bytes"],
+        "hit_rate": telemetry["hit_rate_10s"],
+        "kv_pressure": telemetry["kv_live"] / telemetry["kv_capacity"],
+        "ssm_pressure": telemetry["ssm_live"] / telemetry["ssm_capacity"],
+    }
 
 
 _NESTED = ("engine", "policies", "migrate", "priced")
@@ -356,6 +440,13 @@ def _check_references(references: Mapping[str, Sequence[float]], workloads: Sequ
         _check_choice("workload of references", name, workloads)
         if len(reference) != 2 or not (0.0 <= reference[0] <= 1.0 and 0.0 < reference[1] < math.inf):
             raise ValueError(f"reference of {name} is {reference}, expected (kv_share from 0 to 1, mean cost above 0)")
+
+
+def _check_seeds(part: Part, seeds: Sequence[int]) -> None:
+    if not seeds:
+        raise ValueError("episode_seeds is empty, expected a seed or more, or None for all of the part")
+    for seed in (min(seeds), max(seeds)):
+        check_seed(part, seed)
 
 
 def _listed(names: str | Sequence[str] | None) -> Sequence[str]:

@@ -46,7 +46,8 @@ AT_LEAST = {
     "agents_requests_per_cpu_s": 200_000,
     "lpb_over_lru": 0.5,
     "windows_per_cpu_s": 10_000,
-    "ppo_steps_per_cpu_s": 800,
+    "ppo_steps_per_cpu_s": 6_000,
+    "ppo_steps_per_s_two_threads": 10_000,
     "memory_page_ops_per_s": 1_000_000,
     "memory_blocks_per_s": 20_000_000,
     "memory_calls_per_s_64_live": 1_000_000,
@@ -90,35 +91,49 @@ class BenchOptions:
 
 
 def measure_ppo() -> Figures:
-    """Steps of PPO per CPU-second with the trainer's own settings, and where the time goes."""
+    """Steps of PPO per CPU-second with the trainer's own settings, what all its training episodes cost once included,
+    per second with two threads, and where the time goes."""
     import torch
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.vec_env import VecMonitor
 
-    from hbmgym.envs.vec import CoreVecEnv
+    from hbmgym.train.collect import RolloutPPO
     from hbmgym.train.domains import Domain, Reference
-    from hbmgym.train.learn import make_env, make_model
+    from hbmgym.train.learn import make_envs, make_model
     from hbmgym.train.options import TrainOptions
+    from hbmgym.train.pool import Pool
 
     torch.set_num_threads(1)
     options = TrainOptions()
     workloads = tuple(options.workloads(options.serving_config()))
     domain = Domain(options.serving_config(), workloads, "train", (), {workloads[0].name: Reference(0.5, 1.0, 0.0)})
-    model = make_model(options, VecMonitor(CoreVecEnv([make_env(options, domain) for _ in range(options.n_envs)])))
-    with _Stopwatch(Core, "run_window") as engine, _Stopwatch(PPO, "train") as update:
-        model.learn(options.n_envs * options.n_steps)
-        engine.spent_s = update.spent_s = 0.0
-        steps = 4 * options.n_envs * options.n_steps
-        started = time.process_time()
-        model.learn(steps, reset_num_timesteps=False)
-        spent_s = time.process_time() - started
+    envs = make_envs(options, [domain])
+    model = make_model(options, envs)
+    rollout = options.n_envs * options.n_steps
+    model.learn(rollout)
+    started = time.process_time()
+    for seed in Pool(options.episodes, options.seed).seeds:
+        envs.envs[0].reset(options={"episode_seed": seed})
+    episodes_s = time.process_time() - started
+    model = make_model(options, envs)
+    with _Stopwatch(RolloutPPO, "collect_rollouts") as collect, _Stopwatch(RolloutPPO, "train") as update:
+        model.learn(4 * rollout)
+        spent_s = collect.spent_s + update.spent_s
+        step_s = spent_s / (4 * rollout) + episodes_s / options.total_timesteps
+        figures = {
+            "ppo_steps_per_cpu_s": 1.0 / step_s,
+            "ppo_share_of_rollouts": collect.spent_s / (4 * rollout) / step_s,
+            "ppo_share_of_updates": update.spent_s / (4 * rollout) / step_s,
+            "ppo_share_of_episodes": episodes_s / options.total_timesteps / step_s,
+        }
+    model.threads = 2
+    started = time.perf_counter()
+    model.learn(4 * rollout)
+    seconds = (time.perf_counter() - started) / (4 * rollout) + episodes_s / 2 / options.total_timesteps
     episode = workloads[0].episode("train", 0)
     windows = episode.horizon_s / options.serving_config().window_s
     return {
-        "ppo_steps_per_cpu_s": steps / spent_s,
+        **figures,
+        "ppo_steps_per_s_two_threads": 1.0 / seconds,
         "ppo_requests_per_window": len(episode.rows) / windows,
-        "ppo_share_in_engine": engine.spent_s / spent_s,
-        "ppo_share_in_update": update.spent_s / spent_s,
     }
 
 

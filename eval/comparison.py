@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hbmgym.controllers.registry import is_static
+from hbmgym.controllers.static import static_name
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
@@ -49,7 +50,7 @@ def row_names(text: str, config: ServingConfig) -> list[str]:
     names: list[str] = []
     for name in filter(None, (part.strip() for part in text.split(","))):
         if step := GRIDS.get(name):
-            names += [f"static-{share:.3f}" for share in static_shares(layout, step)]
+            names += map(static_name, static_shares(layout, step))
         else:
             names.append(name)
     if not names:

@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hbmgym.controllers.registry import untuned_parameters
+from hbmgym.controllers.static import static_name
 from hbmgym.controllers.tuning import RANGES, TABLE, Choice, Range, check_tunable, read_table
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import make_layout, setup_hash
@@ -134,7 +135,7 @@ class Scores:
         self._runner = runner
         self._episodes = [(workload, seed) for workload in range(len(runner.bench.workloads)) for seed in seeds]
         shares = static_shares(make_layout(runner.bench.config), STATIC_STEP)
-        tasks = [Task(f"static-{share:.3f}", *episode) for share in shares for episode in self._episodes]
+        tasks = [Task(static_name(share), *episode) for share in shares for episode in self._episodes]
         cells = [rollout.cell for rollout in runner.run(tasks, "static splits")]
         shape = len(shares), len(runner.bench.workloads), len(seeds)
         costs, unserved = (np.array([cell[key] for cell in cells]).reshape(shape) for key in _JUDGED)

@@ -26,6 +26,7 @@ import numpy as np
 from hbmgym.memory_backend.invariants import require
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import SSM
+from hbmgym.memory_backend.table import equal_records
 
 NONE = -1  # ends lists and marks "no entry" in the arrays of the kernels
 LRU, LPB, FLOP_AWARE, TLRU, BY_USE = range(5)
@@ -50,8 +51,7 @@ RANK = np.dtype(
 
 def make_ranks(order: int, blocks: int) -> tuple[np.recarray, np.ndarray]:
     """RANK records and the heap of a pool; an order that is a list needs neither."""
-    ranks = np.zeros(1 if order == LRU else blocks, RANK).view(np.recarray)
-    ranks["place"] = ranks["parent"] = NONE
+    ranks = equal_records(RANK, 1 if order == LRU else blocks, place=NONE, parent=NONE)
     return ranks, np.zeros(len(ranks), np.int32)
 
 

@@ -17,6 +17,7 @@ from hbmgym.memory_backend.eviction import NONE as NONE
 from hbmgym.memory_backend.invariants import require
 from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import CHECK, COPY, STAMP, ZERO, record_op
+from hbmgym.memory_backend.table import equal_records
 
 INDEX_BITS = 0xFFFFFFFF  # of a handle
 WORD = 32  # bits of a bitmap word; held in int64 so that products cannot overflow
@@ -100,15 +101,14 @@ class Pool(NamedTuple):
 def make_pool(pool: int, block_bytes: int, chunk_bytes: int, chunks: int, total_chunks: int, order: int = LRU) -> Pool:
     """A pool with `chunks` of `total_chunks` mapped and every block free."""
     blocks = max(total_chunks * chunk_bytes // block_bytes, 1)
-    meta = np.zeros(1, POOL_META).view(np.recarray)[0]
+    meta = equal_records(POOL_META, 1)[0]
     meta.pool, meta.block_bytes, meta.chunk_bytes = pool, block_bytes, chunk_bytes
     meta.chunks = meta.target_chunks = chunks
     meta.capacity = meta.limit = chunks * chunk_bytes // block_bytes
     meta.age_bits = age_bits(blocks)
     meta.order, meta.evict_first, meta.evict_last = order, NONE, NONE
     meta.looked_at = meta.chain = NONE
-    entries = np.zeros(blocks, ENTRY).view(np.recarray)
-    entries["block"] = entries["key"] = entries["prev"] = NONE
+    entries = equal_records(ENTRY, blocks, block=NONE, key=NONE, prev=NONE)
     entries["next"] = np.arange(1, blocks + 1)
     entries["next"][-1] = NONE
     bits, starts = _full_bitmap(blocks)

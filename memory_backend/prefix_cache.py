@@ -34,7 +34,7 @@ from hbmgym.memory_backend.pools import (
     unpin,
 )
 from hbmgym.memory_backend.split import Layout
-from hbmgym.memory_backend.table import table_reader
+from hbmgym.memory_backend.table import equal_records, table_reader
 from hbmgym.memory_backend.vmm.protocol import Vmm
 
 SEVERAL = -2  # of `child`
@@ -94,9 +94,8 @@ def make_memory(
 ) -> Memory:
     """Empty pools at the split with `slots` slots, whose cached blocks go in `order`."""
     kv_chunks = layout.kv_chunks(slots)
-    ids = np.zeros(max(id_count, 1), PAGE_ID).view(np.recarray)
-    ids["page"] = ids["snapshot"] = ids["child"] = NONE
-    split = np.zeros(1, SPLIT).view(np.recarray)[0]
+    ids = equal_records(PAGE_ID, id_count, page=NONE, snapshot=NONE, child=NONE)
+    split = equal_records(SPLIT, 1)[0]
     split.chunks, split.requested_slots, split.tick_s = layout.chunks, slots, NEVER
     split.min_slots, split.max_slots = layout.min_slots, layout.max_slots
     split.run_limit, split.pages_grow = run_limit, int(pages_grow)

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from hbmgym.memory_backend.jit import kernel
+
 CHUNK_BYTES = 2 * 2**20
 """The default: what CUDA maps at least on today's GPUs, and a huge page of the host."""
 
@@ -93,7 +95,17 @@ class Layout:
 
     def slots(self, kv_share: float) -> int:
         """The slot count whose share is nearest to `kv_share`, within the bounds; the fewer slots on a tie."""
-        # The two realisable splits around the share: with a slot more, the SSM pool needs more chunks than it asks for.
-        below = math.floor((1.0 - kv_share) * self.chunks) * self.chunk_bytes // self.slot_bytes
-        near = (min(max(k, self.min_slots), self.max_slots) for k in (below, below + 1))
-        return min(near, key=lambda k: (abs(self.share(k) - kv_share), k))
+        sizes = self.chunks, self.chunk_bytes, self.slot_bytes, self.min_slots, self.max_slots
+        return nearest_slots(*sizes, float(kv_share))
+
+
+@kernel
+def nearest_slots(chunks, chunk_bytes, slot_bytes, min_slots, max_slots, kv_share):
+    """`Layout.slots` for kernels."""
+    # The two realisable splits around the share: with a slot more, the SSM pool needs more chunks than it asks for.
+    below = math.floor((1.0 - kv_share) * chunks) * chunk_bytes // slot_bytes
+    fewer = min(max(below, min_slots), max_slots)
+    more = min(max(below + 1, min_slots), max_slots)
+    fewer_share = (chunks - -(-fewer * slot_bytes // chunk_bytes)) / chunks
+    more_share = (chunks - -(-more * slot_bytes // chunk_bytes)) / chunks
+    return more if abs(more_share - kv_share) < abs(fewer_share - kv_share) else fewer

@@ -5,6 +5,7 @@ Table holds the address of each record and the address and shape of each array; 
 lies, and what a field is, is known when the kernel is compiled.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,23 +34,60 @@ class Table:
     """
 
     def __init__(self, value: Any, example: Any):
-        assert numba.typeof(value) == numba.typeof(example), "kernels would take these arrays for others"
-        self._words = np.array(list(_words_of(value)), dtype=np.int64)
+        leaves, expected = list(_leaves_of(value)), list(_leaves_of(example))
+        alike = len(leaves) == len(expected) and all(map(_are_alike, leaves, expected))
+        assert alike, "kernels would take these arrays for others"
+        self._words = np.array([word for leaf in leaves for word in _words_of(leaf)], dtype=np.int64)
         self.address = int(self._words.ctypes.data)
         self.value = value
         _tables[self.address] = self
 
 
-def _words_of(value: Any) -> Iterator[int]:
+def _leaves_of(value: Any) -> Iterator[Any]:
+    """Its records and arrays, in order."""
     if isinstance(value, tuple):
         for item in value:
-            yield from _words_of(item)
-        return
-    address, _ = value.__array_interface__["data"]
-    yield address
-    if isinstance(value, np.ndarray):
-        assert value.flags.c_contiguous
-        yield from value.shape
+            yield from _leaves_of(item)
+    else:
+        yield value
+
+
+def _are_alike(leaf: Any, example: Any) -> bool:
+    """Whether numba would give both one type; asking it for both types takes a hundred times as long."""
+    if leaf.dtype != example.dtype or isinstance(leaf, np.ndarray) != isinstance(example, np.ndarray):
+        return False
+    if not isinstance(leaf, np.ndarray):
+        return True
+    flags, expected = leaf.flags, example.flags
+    return (
+        leaf.ndim == example.ndim
+        and flags.c_contiguous
+        and flags.writeable == expected.writeable
+        and flags.aligned == expected.aligned
+    )
+
+
+def _words_of(leaf: Any) -> Iterator[int]:
+    # Not __array_interface__, which describes all fields of a record to say where it is.
+    if isinstance(leaf, np.ndarray):
+        yield leaf.ctypes.data
+        yield from leaf.shape
+    else:
+        yield np.frombuffer(leaf, np.uint8).ctypes.data
+
+
+def equal_records(dtype: np.dtype, count: int, /, **values: float) -> np.recarray:
+    """`count` records with these values, and 0 in all other fields; at least one, so that there is an address."""
+    record = np.zeros(1, _of_records(dtype))
+    for name, value in values.items():
+        record[name] = value
+    return np.repeat(record, max(count, 1)).view(np.recarray)
+
+
+@functools.cache
+def _of_records(dtype: np.dtype) -> np.dtype:
+    """The dtype of a recarray, one object each time: equal ones take long to compare."""
+    return np.dtype((np.record, dtype))
 
 
 def table_reader(example: Any) -> Callable[[int], Any]:

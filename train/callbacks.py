@@ -1,92 +1,28 @@
 """What is recorded while PPO learns: curves for TensorBoard, the best policy on validation, checkpoints."""
 
-import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 
 from hbmgym.controllers.helm.policy import Header, Policy
 from hbmgym.controllers.helm.ppo import PpoController
 from hbmgym.controllers.observation import OBSERVATION_SIZE
+from hbmgym.envs.hbm_partition import memory_facts
 from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.eval.rollout import Rollout, evaluate
 from hbmgym.files import write_atomically
+from hbmgym.memory_backend.split import CHUNK_BYTES
+from hbmgym.train.actor import SEEN, export_policy
 from hbmgym.train.domains import Domain
 from hbmgym.train.runs import CannotGoOn
-
-_MEANS = {
-    "mem/kv_share_requested": "kv_share_requested",
-    "mem/kv_share_effective": "kv_share_effective",
-    "mem/kv_pressure": "kv_pressure",
-    "mem/ssm_pressure": "ssm_pressure",
-    "mem/preemptions": "preemptions",
-    "mem/hit_rate": "hit_rate",
-}
-
-
-SEEN = "seen_range"
-AVERAGED = "averaged_actor"
-"""Attributes of a model, saved with it."""
-AVERAGED_UPDATES = 10
-
-
-def export_policy(model: PPO, header: Header, **facts: object) -> Policy:
-    """The actor of a model as plain arrays, averaged over updates where that was kept; `facts` join those of the
-    header, and the steps so far."""
-    training = {**header.training, "steps": model.num_timesteps, **facts}
-    header = dataclasses.replace(header, training=training)
-    layers = getattr(model, AVERAGED, None) or actor_layers(model)
-    low, high = getattr(model, SEEN, (-np.ones(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE)))
-    # What was always 0 has taught nothing: its weights are as they were drawn.
-    unused = (low == 0.0) & (high == 0.0)
-    (matrix, bias), *rest = layers
-    layers = [(np.where(unused, 0.0, matrix), bias), *rest]
-    return Policy.from_layers(layers, header, (np.where(unused, -1.0, low), np.where(unused, 1.0, high)))
-
-
-def actor_linears(model: PPO) -> list[torch.nn.Linear]:
-    """The layers of the actor that have weights, from the inputs to the action."""
-    actor = model.policy
-    assert isinstance(actor, ActorCriticPolicy)
-    layers = [*actor.mlp_extractor.policy_net, actor.action_net]
-    return [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
-
-
-def actor_layers(model: PPO) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(matrix, bias) per layer of the actor as it is now; copies."""
-    linears = actor_linears(model)
-    return [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in linears]
-
-
-class AveragedActor(BaseCallback):
-    """Keeps, with the model, its actor's weights averaged over some AVERAGED_UPDATES updates.
-
-    The average is what is judged and exported: single updates stray (Polyak and Juditsky, 1992).
-    """
-
-    def _on_training_start(self) -> None:
-        self._updates = AVERAGED_UPDATES if hasattr(self.model, AVERAGED) else 0
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        now = actor_layers(self.model)  # type: ignore[arg-type]
-        self._updates += 1
-        part = max(1.0 / self._updates, 1.0 / AVERAGED_UPDATES)
-        before = getattr(self.model, AVERAGED, now)
-        layers = zip(before, now, strict=True)
-        averaged = [tuple(old + part * (new - old) for old, new in zip(*pair, strict=True)) for pair in layers]
-        setattr(self.model, AVERAGED, averaged)
 
 
 class SeenRange(BaseCallback):
@@ -99,7 +35,8 @@ class SeenRange(BaseCallback):
             self._widen(self.model._last_obs)  # type: ignore[arg-type]
 
     def _on_step(self) -> bool:
-        self._widen(self.locals["new_obs"])
+        self._widen(self.locals["rollout_buffer"].observations.reshape(-1, OBSERVATION_SIZE))
+        self._widen(self.model._last_obs)  # type: ignore[arg-type]
         return True
 
     def _widen(self, observations: np.ndarray) -> None:
@@ -109,30 +46,43 @@ class SeenRange(BaseCallback):
 
 
 class WindowCurves(BaseCallback):
-    """Means over the windows of an update: rewards, memory, SLOs, how far actions go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._infos: list[dict[str, float]] = []
-        self._actions: list[np.ndarray] = []
+    """Means over the windows of an update: memory, SLOs, how far actions go."""
 
     def _on_step(self) -> bool:
-        self._infos += [info for info in self.locals["infos"] if not info["warmup"]]
-        self._actions.append(self.locals["clipped_actions"])
-        return True
-
-    def _on_rollout_end(self) -> None:
-        infos, self._infos = self._infos, []
-        actions, self._actions = self._actions, []
-        self.logger.record("control/action_std", float(np.std(np.concatenate(actions))))
-        if not infos:
-            return
-        for tag, key in _MEANS.items():
-            self.logger.record(tag, float(np.mean([info[key] for info in infos])))
-        self.logger.record("mem/migrated_gib", float(np.mean([info["migrated_bytes"] for info in infos])) / GIB)
-        met, missed = (sum(info[key] for info in infos) for key in ("met", "missed"))
+        actions = np.clip(self.locals["rollout_buffer"].actions, -1.0, 1.0)
+        self.logger.record("control/action_std", float(np.std(actions)))
+        parts = [part for own in self.locals["parts"] for part in own]
+        telemetry = np.concatenate([part.telemetry[~part.warmup] for part in parts])
+        if not len(telemetry):
+            return True
+        facts = memory_facts(telemetry, CHUNK_BYTES)
+        for name in ("kv_share_requested", "kv_share_effective", "preemptions"):
+            self.logger.record(f"mem/{name}", float(telemetry[name].mean()))
+        for name in ("kv_pressure", "ssm_pressure", "hit_rate"):
+            self.logger.record(f"mem/{name}", float(facts[name].mean()))
+        self.logger.record("mem/migrated_gib", float(facts["migrated_bytes"].mean()) / GIB)
+        met, missed = (int(telemetry[name].sum()) for name in ("met", "missed"))
         self.logger.record("slo/goodput", met / max(met + missed, 1))
         self.logger.record("slo/violation", missed / max(met + missed, 1))
+        return True
+
+
+class RolloutBar(ProgressBarCallback):
+    """SB3's progress bar, for steps that are rollouts."""
+
+    def _on_step(self) -> bool:
+        self.pbar.update(_rollout_windows(self.model))
+        return True
+
+
+def _rollout_windows(model: BaseAlgorithm) -> int:
+    assert isinstance(model, PPO)
+    return model.n_steps * model.n_envs
+
+
+def _is_due(model: BaseAlgorithm, every: int) -> bool:
+    """Has the last rollout passed a multiple of `every` windows? So that a run which goes on does not shift them."""
+    return model.num_timesteps // every > (model.num_timesteps - _rollout_windows(model)) // every >= 0
 
 
 class _Case(NamedTuple):
@@ -170,15 +120,11 @@ class Validation(BaseCallback):
         self._cases = [case for domain in domains for case in _cases(domain, len(domains) > 1)]
         self._folder = folder
         self._every = every
-        self._next = 0
         self.best_cost = _kept_cost(folder / "best" / "policy.npz")
 
-    def _on_training_start(self) -> None:
-        self._next = self.num_timesteps + self._every
-
     def _on_step(self) -> bool:
-        if self.num_timesteps >= self._next:
-            self._next += self._every
+        # The last policy is judged when training has ended, with its last update.
+        if _is_due(self.model, self._every) and self.model.num_timesteps < self.model._total_timesteps:
             self.judge()
         return True
 
@@ -201,12 +147,15 @@ class Validation(BaseCallback):
             policy.save(self._folder / "best" / "policy.npz")
 
     def _keep_evaluation(self, costs: list[float]) -> None:
-        """Append to evaluations.npz: steps, int64 (evaluations,), and cost, float64 (evaluations, episodes)."""
+        """Append to evaluations.npz: steps, int64 (evaluations,), and cost, float64 (evaluations, episodes); those that
+        a run had behind its checkpoint are made again."""
         path = self._folder / "evaluations.npz"
         steps, rows = np.array([self.model.num_timesteps]), np.array([costs])
         if path.is_file():
             with np.load(path) as earlier:
-                steps, rows = np.append(earlier["steps"], steps), np.concatenate([earlier["cost"], rows])
+                before = earlier["steps"] < self.model.num_timesteps
+                steps = np.append(earlier["steps"][before], steps)
+                rows = np.concatenate([earlier["cost"][before], rows])
         content = io.BytesIO()
         np.savez(content, steps=steps, cost=rows)
         write_atomically(path, content.getvalue())
@@ -237,25 +186,36 @@ def _kept_cost(path: Path) -> float:
 
 
 class Checkpoints(BaseCallback):
-    """Saves the model every `every` windows, whole or not at all."""
+    """Keeps the model as it was between its last two updates, and saves it every `every` windows, whole or not at all.
+
+    A run that goes on from there does what it would have done: wherever it was stopped, no half of a rollout or of an
+    update is saved.
+    """
 
     def __init__(self, folder: Path, every: int) -> None:
         super().__init__()
         self._folder, self._every = folder, every
-        self._next = 0
 
-    def _on_training_start(self) -> None:
-        self._next = self.num_timesteps + self._every
+    def _init_callback(self) -> None:
+        self.keep()
 
     def _on_step(self) -> bool:
-        if self.num_timesteps >= self._next:
-            self._next += self._every
-            self.save()
         return True
 
-    def save(self) -> None:
-        """Save now."""
+    def _on_rollout_start(self) -> None:
+        self.keep()
+        if _is_due(self.model, self._every):
+            self.save()
+
+    def _on_training_end(self) -> None:
+        self.keep()
+
+    def keep(self) -> None:
+        """Remember the model as it is now."""
         content = io.BytesIO()
         self.model.save(content)
-        name = f"model_{self.model.num_timesteps}.zip"
-        write_atomically(self._folder / "checkpoints" / name, content.getvalue())
+        self.windows, self._kept = self.model.num_timesteps, content.getvalue()
+
+    def save(self) -> None:
+        """Save what was kept."""
+        write_atomically(self._folder / "checkpoints" / f"model_{self.windows}.zip", self._kept)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hbmgym.controllers.static import static_name
 from hbmgym.envs.platforms import Platform
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import make_layout, setup_hash
@@ -118,7 +119,7 @@ def _key(config: ServingConfig, workload: Workload, part: Part, seeds: Sequence[
 def _run_splits(own: Traffic, part: Part, seeds: Sequence[int], jobs: int, progress: bool) -> dict[str, Reference]:
     shares = static_shares(make_layout(own.config), COARSE_STEP)
     tasks = [
-        Task(f"static-{share}", place, seed)
+        Task(static_name(share), place, seed)
         for place in range(len(own.workloads))
         for share in shares
         for seed in seeds

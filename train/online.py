@@ -22,8 +22,8 @@ from hbmgym.envs.serving.core import Core
 from hbmgym.eval.regrets.cases import SaneCase
 from hbmgym.eval.rollout import run_episode
 from hbmgym.processes import Workers
-from hbmgym.train.callbacks import AVERAGED, SEEN, actor_linears
-from hbmgym.train.learn import LEAST_REWARD, REWARD_SCALE
+from hbmgym.train.actor import AVERAGED, SEEN, actor_linears
+from hbmgym.train.collect import for_learning
 
 WINDOWS = 60
 """Between two updates: five minutes."""
@@ -84,7 +84,7 @@ class OnlinePpo:
     def _book(self, cost: float, next_value: torch.Tensor) -> None:
         assert self._last is not None
         observation, action, value, log_probability = self._last
-        reward = np.array([REWARD_SCALE * max(self._reward(cost), LEAST_REWARD)], np.float32)
+        reward = for_learning(np.array([self._reward(cost)]))
         start = np.array([not self._has_begun])
         self._has_begun = True
         self._buffer.add(observation, action, reward, start, value, log_probability)

@@ -21,7 +21,8 @@ class TrainOptions(ServingOptions):
     absolute: bool = option(False, "an action is kv_share itself, as in HbmPartitionAbsolute-v0")
     blind: tuple[str, ...] = option((), f"inputs that are not seen, repeatable: {', '.join(OBSERVATION_GROUPS)}")
     total_timesteps: int = option(250_000, "windows of all environments together, also 2e5")
-    n_envs: int = option(16, "environments stepped side by side")
+    n_envs: int = option(16, "environments")
+    episodes: int = option(64, "training episodes of each workload, drawn again and again")
     n_steps: int = option(180, "windows per environment between two updates")
     batch_size: int = option(720, "windows per gradient step")
     n_epochs: int = option(8, "passes over the windows of an update")
@@ -34,7 +35,7 @@ class TrainOptions(ServingOptions):
     save_freq: int = option(50_000, "windows between two checkpoints")
     eval_episodes: int = option(4, "validation episodes that choose the policy, none of them in the table")
     table_episodes: int = option(8, "validation episodes of the table at the end")
-    jobs: int = option(2, "processes of the table at the end, and of --seeds")
+    jobs: int = option(2, "threads of the training; processes of the table at the end, and of --seeds")
     out: str = option("", "run folder; by default the next free one under runs/")
     resume: str = option(
         "", "run folder to continue; its own options apply; checkpoints are pickles: only what you trust", metavar="RUN"
@@ -49,7 +50,7 @@ class TrainOptions(ServingOptions):
         for name in ("total_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs", "seeds", "eval_freq"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected an integer >= 1")
-        for name in ("save_freq", "eval_episodes", "table_episodes", "jobs"):
+        for name in ("episodes", "save_freq", "eval_episodes", "table_episodes", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected an integer >= 1")
         if unknown := sorted(set(self.blind) - set(OBSERVATION_GROUPS)):

@@ -197,7 +197,7 @@ def learn_each(runs: Sequence[Run], jobs: int) -> Iterator[Run]:
 
 
 def _learn_one(run: Run) -> float:
-    return learn(dataclasses.replace(run.options, progress=False), run.folder, run.training, run.validation)
+    return learn(dataclasses.replace(run.options, jobs=1, progress=False), run.folder, run.training, run.validation)
 
 
 def _finish(options: TrainOptions, folder: Path, traffic: Traffic, summary: dict[str, object]) -> None:

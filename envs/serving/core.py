@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import json
 import math
+from typing import Any
 
 import numpy as np
 
 from hbmgym.controllers.base import TELEMETRY, Setup
 from hbmgym.envs.serving.config import GIB, ServingConfig
 from hbmgym.envs.serving.cost_model import COST, cold_prefill_s, make_cost, tpot_reference_s
-from hbmgym.envs.serving.engine import LOG_FULL, ask_for_split, run
+from hbmgym.envs.serving.engine import LOG_FULL, ask_for_share, run
 from hbmgym.envs.serving.gpus import find_gpu
 from hbmgym.envs.serving.queueing import ADMISSION_RULES
 from hbmgym.envs.serving.retention import INTERVAL, Retention
@@ -41,7 +42,7 @@ from hbmgym.envs.traces.episode import Episode
 from hbmgym.memory_backend.eviction import BY_USE, ORDERS
 from hbmgym.memory_backend.geometry import HybridModel, find_model
 from hbmgym.memory_backend.invariants import require
-from hbmgym.memory_backend.jit import kernel
+from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import EVERYTHING, NOTHING
 from hbmgym.memory_backend.padding import padded_pool
 from hbmgym.memory_backend.prefix_cache import NEVER, Memory, check_chunks, check_memory, check_stamps, make_memory
@@ -193,6 +194,22 @@ def _set_ttft_slos(table, floor_s, factor):
         state.requests[row].ttft_slo_s = floor_s + factor * cold_prefill_s(state.cost, state.rows[row].input_tokens)
 
 
+@subkernel
+def serve_window(table, clock, window, telemetry, values):
+    """`Core.run_window` for an engine without an op log; the arguments are `Core.kernel_arguments`."""
+    clock[0] += clock[1]
+    run(table, clock[0], 0)
+    close_window(table, window, telemetry, values)
+
+
+@kernel
+def _serve_windows(table, clock, window, telemetry, values, records):
+    for k in range(len(records)):
+        serve_window(table, clock, window, telemetry, values)
+        for i in range(len(values)):
+            records[k, i] = values[i]
+
+
 class Core:
     """One serving engine on a backend. `reset` first; then `request_split` and `run_window` in turns.
 
@@ -244,7 +261,7 @@ class Core:
         self._table = Table(self._state, EXAMPLE_STATE)
         _set_ttft_slos(self._table.address, self.config.ttft_slo_floor_s, self.config.ttft_slo_factor)
         self._window = make_window()
-        self._window_end_s = 0.0
+        self._clock = np.array([0.0, self.config.window_s])  # the end of the last window, and seconds of each
         telemetry = np.zeros(1, TELEMETRY)
         self.telemetry = telemetry.view(np.recarray)[0]
         self._telemetry_values = telemetry.view(np.float64)
@@ -275,6 +292,7 @@ class Core:
         engine.decode_snapshot_tokens = config.decode_snapshot_tokens
         engine.retention = retention.kind
         engine.retained = -(-retention.number // config.page_tokens) if retention.kind == INTERVAL else retention.number
+        engine.share_min, engine.share_max = self._share_bounds
         engine.max_pages = layout.pages(layout.slots(self._share_bounds[1]))
         engine.max_preemptions = config.max_preemptions
         engine.pins_sessions, engine.pin_price = int(config.policies.pin == "ttl"), config.pin_price
@@ -325,14 +343,9 @@ class Core:
 
         In one pool (on_shortage=float, float-lru) there is no split to ask for, and nothing happens.
         """
-        if self.config.policies.on_shortage in ONE_BUFFER:
-            return
-        low, high = self._share_bounds
-        slots = self.layout.slots(min(max(kv_share, low), high))
-        if slots == self._state.memory.split.requested_slots:
-            return
-        ssm_chunks = self.layout.chunks - self.layout.kv_chunks(slots)
-        ask_for_split(self._table.address, slots, ssm_chunks)
+        if not math.isfinite(kv_share):
+            raise ValueError(f"kv_share is {kv_share}, expected a number from 0 to 1")
+        ask_for_share(self._table.address, float(kv_share))
 
     def set_prices(self, prices: np.record) -> None:
         """Let on_shortage=priced go by these PRICES from now on; no other rule looks at them, nor price_mode none.
@@ -349,14 +362,35 @@ class Core:
 
     def run_window(self) -> np.record:
         """Advance by one window and let the backend execute the op log; returns the Telemetry record."""
-        self._window_end_s += self.config.window_s
-        while run(self._table.address, self._window_end_s, self._log_margin) == LOG_FULL:
+        self._clock[0] += self._clock[1]
+        while run(self._table.address, self._clock[0], self._log_margin) == LOG_FULL:
             self._execute_log()
         close_window(self._table.address, self._window, self.telemetry, self._telemetry_values)
         self._execute_log()
         if self._check:
             self.check()
         return self.telemetry
+
+    def run_windows(self, count: int) -> np.ndarray:
+        """Advance by `count` windows under the split as it is; TELEMETRY records, shape (count,)."""
+        records = np.zeros((count, len(self._telemetry_values)))
+        if self.keeps_log:
+            for record in records:
+                self.run_window()
+                record[:] = self._telemetry_values
+        else:
+            _serve_windows(*self.kernel_arguments, records)
+        return records.view(TELEMETRY)[:, 0]
+
+    @property
+    def keeps_log(self) -> bool:
+        """Whether there is an op log that the backend has to execute between two windows."""
+        return int(self._state.memory.log.head.level) != NOTHING
+
+    @property
+    def kernel_arguments(self) -> tuple[Any, ...]:
+        """What kernels take that serve this engine window by window (`serve_window`)."""
+        return self._table.address, self._clock, self._window, self.telemetry, self._telemetry_values
 
     def _execute_log(self) -> None:
         log = self._state.memory.log

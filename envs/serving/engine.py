@@ -30,7 +30,7 @@ from hbmgym.envs.serving.decoding import (
 from hbmgym.envs.serving.order import leave_heap, next_event, remove
 from hbmgym.envs.serving.pins import bound_pins, end_due_pins, pins_are_in_the_way
 from hbmgym.envs.serving.queueing import bring_next_first
-from hbmgym.envs.serving.shortage import split_is_under_way
+from hbmgym.envs.serving.shortage import is_one_buffer, split_is_under_way
 from hbmgym.envs.serving.snapshots import (
     next_prefill_stop,
     publish_computed,
@@ -43,6 +43,7 @@ from hbmgym.memory_backend.jit import kernel, subkernel
 from hbmgym.memory_backend.oplog import KV, NOTHING, SSM
 from hbmgym.memory_backend.pools import NONE
 from hbmgym.memory_backend.resize import most_slots_beside, request_split, run_arrives, ssm_chunks_of
+from hbmgym.memory_backend.split import nearest_slots
 
 REACHED, LOG_FULL = range(2)
 
@@ -86,9 +87,17 @@ def run(table, until_s, log_margin):
 
 
 @kernel
-def ask_for_split(table, slots, ssm_chunks):
-    """Ask for the split with `slots` slots on `ssm_chunks` chunks; replaces a request that is still under way."""
-    _ask(state_at(table), slots, ssm_chunks)
+def ask_for_share(table, kv_share):
+    """Ask for the realisable split nearest to `kv_share`; replaces a request that is still under way. In one pool there
+    is no split to ask for, and nothing happens."""
+    state = state_at(table)
+    if is_one_buffer(state):
+        return
+    split, ssm = state.memory.split, state.memory.ssm.meta
+    kv_share = min(max(kv_share, state.engine.share_min), state.engine.share_max)
+    slots = nearest_slots(split.chunks, ssm.chunk_bytes, ssm.block_bytes, split.min_slots, split.max_slots, kv_share)
+    if slots != split.requested_slots:
+        _ask(state, slots, ssm_chunks_of(state.memory, slots))
 
 
 @subkernel

@@ -10,7 +10,7 @@ from hbmgym.envs.serving.retention import ALL, Overlaps, Retention, make_overlap
 from hbmgym.envs.traces.episode import ROW, Episode
 from hbmgym.memory_backend.pools import NONE
 from hbmgym.memory_backend.prefix_cache import EXAMPLE_MEMORY, Memory
-from hbmgym.memory_backend.table import table_reader
+from hbmgym.memory_backend.table import equal_records, table_reader
 
 FUTURE, HELD, WAITING, PREFILLING, DECODING, FINISHED, REJECTED = range(7)
 STATUS_NAMES = ("future", "held", "waiting", "prefilling", "decoding", "finished", "rejected")
@@ -129,7 +129,9 @@ ENGINE = np.dtype(
         ("decode_snapshot_tokens", "i8"),
         ("retention", "i8"),  # ALL, LATEST, INTERVAL, PATH_CAP or OPTIMAL
         ("retained", "i8"),  # pages of an interval, or snapshots of a path
-        ("max_pages", "i8"),  # of the largest split within the controller's bounds
+        ("share_min", "f8"),  # the controller's bounds
+        ("share_max", "f8"),
+        ("max_pages", "i8"),  # of the largest split within them
         ("max_preemptions", "i8"),
         ("pins_sessions", "i8"),  # 1: a finished turn may be kept for the session's next one
         ("pin_price", "f8"),
@@ -225,13 +227,10 @@ class State(NamedTuple):
 
 def make_requests(count: int) -> np.recarray:
     """`count` requests that have not arrived."""
-    requests = np.zeros(max(count, 1), REQUEST).view(np.recarray)
-    for field in ("prev", "next", "heap_place", "first_page", "last_page", "working", "reserved", "idle_slots"):
-        requests[field] = NONE
-    requests["follows"] = NONE
-    for field in ("arrival_s", "admitted_s", "first_token_s", "ended_s"):
-        requests[field] = np.nan
-    return requests
+    nowhere = dict.fromkeys(("prev", "next", "heap_place", "first_page", "last_page", "follows"), NONE)
+    slots = dict.fromkeys(("working", "reserved", "idle_slots"), NONE)
+    times = dict.fromkeys(("arrival_s", "admitted_s", "first_token_s", "ended_s"), np.nan)
+    return equal_records(REQUEST, count, **nowhere, **slots, **times)
 
 
 def make_state(memory: Memory, episode: Episode, cost: np.record, retention: Retention) -> State:
@@ -283,7 +282,7 @@ def _read_only(array: np.ndarray) -> np.ndarray:
 
 
 def _record(dtype: np.dtype) -> np.record:
-    return np.zeros(1, dtype).view(np.recarray)[0]
+    return equal_records(dtype, 1)[0]
 
 
 _NO_ROWS = Episode("", 0, np.zeros(0, ROW).view(np.recarray), np.zeros(0, np.int32), 0, 1, 0.0, 0.0)

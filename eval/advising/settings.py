@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hbmgym.controllers.demand import balanced_share
-from hbmgym.controllers.static import SGLANG_RATIO
+from hbmgym.controllers.static import SGLANG_RATIO, static_name
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.memory_backend.geometry import HybridModel, find_model
@@ -99,7 +99,7 @@ def default_share(config: ServingConfig, layout: Layout) -> tuple[float, float]:
 def default_controller(config: ServingConfig) -> str:
     """The controller that holds SGLang's default split for a model, by name."""
     ratio, share = default_share(config, make_layout(config))
-    return f"static-{share:.3f}" if has_windows_alone(find_model(config.model)) else f"sglang-{ratio:g}"
+    return static_name(share) if has_windows_alone(find_model(config.model)) else f"sglang-{ratio:g}"
 
 
 def floating_rule(config: ServingConfig) -> str:

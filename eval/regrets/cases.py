@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hbmgym.controllers.static import StaticController
+from hbmgym.controllers.static import StaticController, static_name
 from hbmgym.envs.platforms import find_platform
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS
@@ -44,11 +44,6 @@ class SaneCase:
     def best_static(self) -> str:
         """The split that could have been set: the map's."""
         return static_name(self.best_share)
-
-
-def static_name(share: float) -> str:
-    """Of the controller that holds a share."""
-    return f"static-{share:.6f}"
 
 
 def sane_cases(

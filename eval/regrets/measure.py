@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hbmgym.controllers.static import static_name
 from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
@@ -12,7 +13,7 @@ from hbmgym.envs.traces.seeds import seeds_for
 from hbmgym.eval.cells import Bench, Runner, Task
 from hbmgym.eval.comparison import COARSE_STEP, static_shares
 from hbmgym.eval.intervals import Interval, relative_difference
-from hbmgym.eval.regrets.cases import SaneCase, static_name
+from hbmgym.eval.regrets.cases import SaneCase
 from hbmgym.eval.rollout import Cell
 from hbmgym.eval.statics import best_static
 

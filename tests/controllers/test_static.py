@@ -1,7 +1,10 @@
 import pytest
 
 from hbmgym.controllers.base import HOLD
-from hbmgym.controllers.static import SGLANG_RATIO, StaticController
+from hbmgym.controllers.registry import make_controller
+from hbmgym.controllers.static import SGLANG_RATIO, StaticController, static_name
+from hbmgym.envs.platforms import find_platform
+from hbmgym.envs.serving.core import make_layout
 
 from .records import SETUP, served
 
@@ -30,3 +33,17 @@ def test_a_share_outside_zero_to_one_is_refused(kv_share):
 def test_a_negative_or_infinite_ratio_is_refused(ratio):
     with pytest.raises(ValueError, match="at least 0"):
         StaticController.from_sglang_ratio(ratio)
+
+
+@pytest.mark.parametrize("platform", ["qwen3-next-80b-a3b@h200", "jamba-1.5-mini@h200@40", "qwen3.5-4b@rtx3060"])
+def test_the_name_of_a_static_split_parses_back_to_the_very_split(platform):
+    layout = make_layout(find_platform(platform).config)
+    for slots in range(layout.min_slots, layout.max_slots + 1):
+        controller = make_controller(static_name(layout.share(slots)))
+        assert layout.share(layout.slots(controller.fixed_share)) == layout.share(slots)
+        assert controller.name == static_name(layout.share(slots))
+    assert (static_name(0.5), static_name(0.25), static_name(0.123456)) == (
+        "static-0.500",
+        "static-0.250",
+        "static-0.123456",
+    )

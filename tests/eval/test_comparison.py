@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hbmgym.controllers.registry import make_controller
+from hbmgym.controllers.static import static_name
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.seeds import seeds_for
@@ -41,7 +42,7 @@ def test_static_shares_of_the_default_budget_are_at_most_a_fortieth_apart():
 
 def test_names_are_kept_in_order_and_the_grid_is_expanded():
     names = row_names(" threshold, static-grid,demand ,", CONFIG)
-    assert names == ["threshold", *(f"static-{share:.3f}" for share in static_shares(LAYOUT)), "demand"]
+    assert names == ["threshold", *map(static_name, static_shares(LAYOUT)), "demand"]
 
 
 def test_every_static_of_the_grid_keeps_its_split_when_its_name_is_read():
@@ -58,7 +59,7 @@ def test_every_static_of_the_grid_keeps_its_split_when_its_name_is_read():
         ("static-much", "'much' is not a number"),
         ("static-1.5", "1.5"),
         ("demand,threshold,demand", "demand twice"),
-        ("static-0.5,static-0.5001", "static-0.500 twice"),
+        ("static-0.5,static-0.50", "static-0.500 twice"),
         ("ppo:nowhere.npz", "nowhere.npz: no such file"),
     ],
 )

@@ -142,7 +142,7 @@ def test_a_recorded_trace_is_judged_at_its_load(tmp_path, capsys):
 def test_a_trace_that_the_map_has_not_is_named(tmp_path, capsys):
     trace = write_trace(tmp_path / "idle.jsonl")
     for arguments, message in (
-        ([trace], "idle.jsonl: the map's recorded traces are agentic_claude_code_weka, "),
+        ([trace], "idle.jsonl: the map's recorded traces are "),
         ([trace, trace], "names one case of the map twice"),
     ):
         with pytest.raises(SystemExit) as stop:

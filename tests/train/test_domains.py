@@ -5,18 +5,16 @@ import json
 
 import numpy as np
 import pytest
-from stable_baselines3.common.vec_env import VecMonitor
 
 from hbmgym.controllers.helm.variants import shipped_policy
 from hbmgym.controllers.static import StaticController
 from hbmgym.envs.platforms import Platform, find_platform
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
-from hbmgym.envs.vec import CoreVecEnv
 from hbmgym.eval.rollout import evaluate
 from hbmgym.train import ppo
+from hbmgym.train.collect import LEAST_REWARD, for_learning
 from hbmgym.train.domains import Domain, Reference, Traffic, VariedLoad, find_references
-from hbmgym.train.learn import LEAST_REWARD, REWARD_SCALE, ForLearning, make_env
 from hbmgym.train.options import TrainOptions
 from hbmgym.train.ppo import main
 from hbmgym.train.recipes import RECIPES, at_costs, open_traffic, served
@@ -80,16 +78,10 @@ def test_references_are_those_of_the_traffic_that_arrives_now(change, tmp_path):
     assert found[0].cost != found[1].cost
 
 
-def test_rewards_are_scaled_for_learning_only(domain):
-    plain = VecMonitor(CoreVecEnv([make_env(TrainOptions(), domain)]))
-    scaled = ForLearning(VecMonitor(CoreVecEnv([make_env(TrainOptions(), domain)])))
-    actions = np.random.default_rng(0).uniform(-1, 1, (80, 1, 1)).astype(np.float32)
-    for venv in (plain, scaled):
-        venv.seed(0)
-    assert np.array_equal(plain.reset(), scaled.reset())
-    rewards = np.array([[venv.step(action)[1][0] for venv in (plain, scaled)] for action in actions])
-    np.testing.assert_allclose(rewards[:, 1], REWARD_SCALE * np.maximum(rewards[:, 0], LEAST_REWARD), rtol=1e-6)
-    assert rewards[:, 0].any()
+def test_rewards_are_clipped_from_below_for_learning():
+    rewards = np.array([-1000.0, LEAST_REWARD - 0.5, -3.0, 0.0, 500.0])
+    np.testing.assert_allclose(for_learning(rewards), [-2.0, -2.0, -0.3, 0.0, 50.0], rtol=1e-6)
+    assert for_learning(rewards).dtype == np.float32
 
 
 def test_workloads_that_no_fixed_split_serves_teach_nothing(domain):

@@ -5,16 +5,14 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecMonitor
 
 from hbmgym.controllers.observation import OBSERVATION_SIZE, observe
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import Core
-from hbmgym.envs.vec import CoreVecEnv
 from hbmgym.eval.rollout import run_episode
-from hbmgym.train.callbacks import AVERAGED, SEEN, actor_layers
+from hbmgym.train.actor import AVERAGED, SEEN, actor_layers
 from hbmgym.train.domains import Domain, Reference
-from hbmgym.train.learn import make_env, make_model
+from hbmgym.train.learn import make_envs, make_model
 from hbmgym.train.online import WINDOWS, OnlinePpo
 from hbmgym.train.options import TrainOptions
 
@@ -28,7 +26,7 @@ CONFIG = ServingConfig(model=MODEL, hbm_gib=HBM_GIB)
 def checkpoint(tmp_path_factory):
     domain = Domain(CONFIG, (MIX,), "train", (0,), {MIX.name: Reference(0.5, 0.5, 0.0)})
     options = TrainOptions(model=MODEL, hbm_gib=HBM_GIB, n_steps=64, batch_size=64)
-    model = make_model(options, VecMonitor(CoreVecEnv([make_env(options, domain)])))
+    model = make_model(options, make_envs(options, [domain]))
     setattr(model, AVERAGED, [(matrix + 0.01, bias) for matrix, bias in actor_layers(model)])
     setattr(model, SEEN, (np.full(OBSERVATION_SIZE, -0.5, np.float32), np.full(OBSERVATION_SIZE, 0.5, np.float32)))
     path = tmp_path_factory.mktemp("online") / "model_1.zip"

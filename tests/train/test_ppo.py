@@ -18,15 +18,16 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecMonitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hbmgym.controllers.helm.policy import Header, Policy
 from hbmgym.controllers.observation import OBSERVATION_GROUPS, OBSERVATION_NAMES, OBSERVATION_SIZE
-from hbmgym.envs.vec import CoreVecEnv
-from hbmgym.train.callbacks import AVERAGED_UPDATES, SEEN, AveragedActor, Validation, actor_layers, export_policy
+from hbmgym.envs.hbm_partition import HbmPartitionEnv
+from hbmgym.train.actor import AVERAGED, AVERAGED_UPDATES, SEEN, actor_layers, average, export_policy
+from hbmgym.train.callbacks import Validation
+from hbmgym.train.collect import RolloutPPO
 from hbmgym.train.domains import Domain
-from hbmgym.train.learn import make_env, make_model
+from hbmgym.train.learn import make_envs, make_model
 from hbmgym.train.options import TrainOptions
 from hbmgym.train.ppo import main
 from hbmgym.train.runs import held
@@ -108,8 +109,8 @@ def test_an_interrupted_run_goes_on_where_it_was(number, code, flags, tmp_path):
     )  # a job in the background would pass on its deafness
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, heard)
-    while not (run / "best" / "policy.npz").is_file():
-        assert process.poll() is None
+    while not (run / "evaluations.npz").is_file() or len(arrays(run / "evaluations.npz")["steps"]) < 2:
+        assert process.poll() is None  # in the first rollout there is nothing yet to go on from
         time.sleep(0.05)
     process.send_signal(number)
     printed = process.communicate(timeout=120)[1]
@@ -127,9 +128,9 @@ def test_an_interrupted_run_goes_on_where_it_was(number, code, flags, tmp_path):
     assert Policy.load(run / "policy.npz").header.training["validation_cost"] <= kept
 
 
-@pytest.mark.parametrize(("stopped", "windows"), [((CoreVecEnv, "reset"), 0), ((Validation, "judge"), 1440)])
+@pytest.mark.parametrize(("stopped", "windows"), [((HbmPartitionEnv, "reset"), 0), ((Validation, "judge"), 1440)])
 def test_a_run_that_is_stopped_before_or_after_learning_goes_on(stopped, windows, flags, tmp_path, monkeypatch, capsys):
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     run = tmp_path / "run"
@@ -140,6 +141,35 @@ def test_a_run_that_is_stopped_before_or_after_learning_goes_on(stopped, windows
     assert f"interrupted after {windows} windows; go on with" in capsys.readouterr().err
     main(["--resume", str(run)])
     assert (run / "policy.npz").read_bytes() == (run / "best" / "policy.npz").read_bytes()
+
+
+@pytest.mark.parametrize("stopped", [(RolloutPPO, "train"), (HbmPartitionEnv, "run_policy"), (Validation, "judge")])
+def test_a_run_that_is_resumed_goes_on_as_if_it_had_never_been_stopped(stopped, flags, tmp_path, monkeypatch):
+    """Wherever it is stopped in the third of four rollouts: parts of episodes, random numbers, average, evaluations."""
+    small = ["--n-envs", "2", "--n-steps", "130", "--total-timesteps", "1040", "--eval-freq", "500", "--jobs", "1"]
+    command = [*small, "--batch-size", "65", "--eval-episodes", "1", "--no-final", *flags]
+    main([*command, "--out", str(tmp_path / "whole")])
+    owner, name = stopped
+    method, starts = getattr(owner, name), {"run_policy": 5, "train": 3, "judge": 2}
+    calls = 0
+
+    def interrupt(*arguments, **named):
+        nonlocal calls
+        calls += 1
+        if calls == starts[name]:
+            raise KeyboardInterrupt
+        return method(*arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(owner, name, interrupt)
+        main([*command, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run" / "policy.npz").exists()
+    main(["--resume", str(tmp_path / "run")])
+    for file in ("policy.npz", "last_policy.npz", "evaluations.npz"):
+        whole, resumed = arrays(tmp_path / "whole" / file), arrays(tmp_path / "run" / file)
+        assert whole.keys() == resumed.keys()
+        assert all(np.array_equal(whole[key], resumed[key]) for key in whole), file
+    assert arrays(tmp_path / "run" / "evaluations.npz")["steps"].tolist() == [520, 1040]
 
 
 def test_a_finished_run_that_is_resumed_keeps_its_policy(flags, tmp_path, capsys):
@@ -294,13 +324,14 @@ def model() -> Iterator[PPO]:
     """Before its first step."""
     options = TrainOptions(model=MODEL, hbm_gib=HBM_GIB, n_envs=1, n_steps=64, batch_size=64, learning_rate=0.05)
     domain = Domain(options.serving_config(), (CHAT,), "train", (), {})
-    env = VecMonitor(CoreVecEnv([make_env(options, domain)]))
+    env = make_envs(options, [domain])
     yield make_model(options, env)
     env.close()
 
 
 def test_an_exported_policy_answers_as_torch_does(model):
     model.learn(256)
+    setattr(model, AVERAGED, None)  # what torch answers with is the last update alone
     policy = export_policy(model, Header())
     observations = np.random.default_rng(0).uniform(-1, 1, (200, OBSERVATION_SIZE)).astype(np.float32)
     with torch.no_grad():
@@ -334,15 +365,39 @@ def test_an_unknown_group_of_inputs_is_refused(flags, capsys):
     assert "--blind is 'colours', expected one of: shares, pools" in capsys.readouterr().err
 
 
-def test_what_is_exported_is_averaged_over_the_last_updates(model):
-    averaged, biases = AveragedActor(), []
-    averaged.init_callback(model)
-    averaged.on_training_start({}, {})
-    for update in range(3 * AVERAGED_UPDATES):
-        with torch.no_grad():
-            model.policy.action_net.bias.fill_(float(update % 2))  # it strays between 0 and 1
-        averaged.on_rollout_start()
-        biases.append(float(export_policy(model, Header()).layers[-1][1][0]))
-    assert biases[:2] == [0.0, 0.5]
-    assert all(abs(bias - 0.5) < 0.06 for bias in biases[AVERAGED_UPDATES:])
-    assert float(actor_layers(model)[-1][1][0]) == 1.0
+def test_what_is_exported_is_averaged_over_some_ten_updates_and_forgets_those_before():
+    """Weights that were 0 for long and then 1: after ten updates two thirds of the average are of the last ten."""
+    averaged, biases = None, []
+    for update in range(1, 4 * AVERAGED_UPDATES + 1):
+        value = float(update > 3 * AVERAGED_UPDATES)
+        averaged = average(averaged, [(np.full((1, 2), value), np.full(1, value))], update)
+        biases.append(float(averaged[0][1][0]))
+    assert not any(biases[: 3 * AVERAGED_UPDATES])
+    assert biases[-1] == pytest.approx(1.0 - (1.0 - 1.0 / AVERAGED_UPDATES) ** AVERAGED_UPDATES)
+    assert averaged[0][0].tolist() == [[biases[-1]] * 2]
+
+
+def test_the_first_updates_enter_the_average_with_equal_weight():
+    averaged = None
+    for update in range(1, AVERAGED_UPDATES + 1):
+        averaged = average(averaged, [(np.zeros((1, 1)), np.array([float(update)]))], update)
+    assert averaged[0][1][0] == pytest.approx((AVERAGED_UPDATES + 1) / 2)
+
+
+def test_the_last_update_enters_the_exported_average(model):
+    after = []
+    train = PPO.train
+
+    def watched(self):
+        train(self)
+        after.append(actor_layers(self))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PPO, "train", watched)
+        model.learn(3 * 64)
+    assert len(after) == 3
+    for place, (matrix, bias) in enumerate(export_policy(model, Header()).layers):
+        expected = [np.mean([layers[place][part] for layers in after], axis=0) for part in range(2)]
+        np.testing.assert_allclose(bias, expected[1], rtol=1e-5, atol=1e-7)
+        if place:  # of the first layer, weights of inputs that were always 0 are left out
+            np.testing.assert_allclose(matrix, expected[0], rtol=1e-5, atol=1e-7)
