@@ -59,12 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"--seeds {options.seeds} and --jobs {options.jobs} must be at least 1")
         chosen = sane_cases(Path(options.map), options.platform, options.scenario, options.trace, options.spread)
         names = _names(options.controllers, chosen)
-        seeds = fresh_seeds(chosen, options.seeds)
+        seeds = fresh_seeds(chosen)
+        if options.seeds > len(seeds):
+            raise ValueError(f"--seeds is {options.seeds}, expected at most {len(seeds)}")
         if options.out:
             check_folder(Path(options.out))
     progress = options.progress and sys.stderr.isatty()
     with in_one_line(TraceError, UnusableFolder), claimed(options.out):
-        regrets = measure(chosen, names, seeds, options.jobs, progress, options.hindsight)
+        regrets = measure(chosen, names, seeds, options.seeds, options.jobs, progress, options.hindsight)
         if options.out:
             with shown_anyway(lambda: print_regrets(regrets, names)):
                 write_json(Path(options.out) / "regret.json", as_json(regrets, names))

@@ -162,7 +162,9 @@ def _judge(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Mean costs of the arms, float64 (seeds, cases), and of the best static share of each case."""
     names = {arm: [f"ppo:{options.policy(arm, seed)}" for seed in range(options.seeds)] for arm in options.trained}
-    regrets = measure(cases, [name for own in names.values() for name in own], episodes, options.jobs, options.bars)
+    regrets = measure(
+        cases, [name for own in names.values() for name in own], episodes, len(episodes), options.jobs, options.bars
+    )
     costs = {arm: np.array([[r.mean(name, "cost") for r in regrets] for name in own]) for arm, own in names.items()}
     for arm in (arm for arm in options.chosen if arm in LIVE):
         checkpoints = [_checkpoint(options.folder(FULL, seed)) for seed in range(options.seeds)]

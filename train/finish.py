@@ -22,7 +22,7 @@ from hbmgym.eval.intervals import iqm
 from hbmgym.eval.oracle import ORACLE
 from hbmgym.eval.regret import MAP
 from hbmgym.eval.regrets.cases import sane_cases
-from hbmgym.eval.regrets.measure import measure
+from hbmgym.eval.regrets.measure import fresh_seeds, measure
 from hbmgym.eval.regrets.report import print_regrets
 from hbmgym.eval.regrets.summary import as_json
 from hbmgym.eval.replay import Replay, excerpt, replay
@@ -121,7 +121,7 @@ def judge_everywhere(options: TrainOptions, folder: Path, summary: dict[str, obj
     except ValueError as reason:
         print(f"no regret table: {reason}")
         return
-    regrets = measure(cases, names, seeds_for("validation", options.table_episodes), options.jobs, options.progress)
+    regrets = measure(cases, names, fresh_seeds(cases), options.table_episodes, options.jobs, options.progress)
     print_regrets(regrets, names)
     summary["regret"] = as_json(regrets, names)
     write_json(folder / "summary.json", summary)

@@ -9,7 +9,9 @@ from hbmgym.controllers.static import static_name
 from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
-from hbmgym.envs.traces.seeds import seeds_for
+from hbmgym.envs.traces.seeds import SEED_RANGES
+from hbmgym.envs.traces.trace import TraceError
+from hbmgym.envs.workload import Workload
 from hbmgym.eval.cells import Bench, Runner, Task
 from hbmgym.eval.comparison import COARSE_STEP, static_shares
 from hbmgym.eval.intervals import Interval, relative_difference
@@ -18,6 +20,8 @@ from hbmgym.eval.rollout import Cell
 from hbmgym.eval.statics import best_static
 
 DEFAULT = "default"
+MOST_TRIES = 4
+"""Seeds looked at, as multiples of the episodes wanted."""
 ROOM = 0.05
 """There is room in a case where SGLang's default costs so much more than the split that could have been set."""
 
@@ -90,21 +94,37 @@ class Regret:
         return "shifting" if SCENARIOS[self.case.name].has_phases else "steady"
 
 
-def fresh_seeds(cases: Sequence[SaneCase], count: int) -> list[int]:
-    """Validation seeds on which the map has not chosen its splits."""
-    used = max(case.episodes for case in cases)
-    return seeds_for("validation", used + count)[used:]
+def fresh_seeds(cases: Sequence[SaneCase]) -> list[int]:
+    """All validation seeds on which the map has not chosen its splits."""
+    return list(SEED_RANGES["validation"][max(case.episodes for case in cases) :])
+
+
+def _with_rows(workload: Workload, seeds: Sequence[int], count: int) -> list[int]:
+    """The first `count` seeds whose episodes have rows: of rare traffic some have none. TraceError if too few have."""
+    found: list[int] = []
+    for seed in seeds[: MOST_TRIES * count]:
+        try:
+            workload.episode("validation", seed)
+        except TraceError as error:
+            nothing = error
+        else:
+            found.append(seed)
+        if len(found) == count:
+            return found
+    raise nothing
 
 
 def measure(
     cases: Sequence[SaneCase],
     names: Sequence[str],
     seeds: Sequence[int],
+    count: int,
     jobs: int,
     progress: bool,
     hindsight: bool = False,
 ) -> list[Regret]:
-    """In the order of the cases, which are grouped by platform. The best split in hindsight needs a grid of them."""
+    """In the order of the cases, which are grouped by platform; each on the first `count` seeds that it has traffic
+    for. The best split in hindsight needs a grid of them."""
     regrets: list[Regret] = []
     for platform in dict.fromkeys(case.traffic.platform for case in cases):
         own = [case for case in cases if case.traffic.platform == platform]
@@ -114,9 +134,10 @@ def measure(
             for place, case in enumerate(own):
                 grid = tuple(map(static_name, sorted({*shares, case.best_share}))) if shares else ()
                 everyone = list(dict.fromkeys((case.best_static, *names, *grid)))
-                tasks = [Task(name, place, seed) for name in everyone for seed in seeds]
+                used = _with_rows(bench.workloads[place], seeds, count)
+                tasks = [Task(name, place, seed) for name in everyone for seed in used]
                 found = runner.run(tasks, f"{len(regrets) + 1} of {len(cases)}: {case.traffic.name}")
-                by_row = [found[i * len(seeds) : (i + 1) * len(seeds)] for i in range(len(everyone))]
+                by_row = [found[i * count : (i + 1) * count] for i in range(len(everyone))]
                 cells = {name: [rollout.cell for rollout in own] for name, own in zip(everyone, by_row, strict=True)}
                 regrets.append(Regret(case, cells, grid))
     return regrets

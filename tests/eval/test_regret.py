@@ -9,6 +9,7 @@ import pytest
 
 from hbmgym.envs.platforms import find_platform
 from hbmgym.envs.traces.scenarios import SCENARIOS
+from hbmgym.envs.traces.trace import TraceError
 from hbmgym.eval.opportunities.cases import Case
 from hbmgym.eval.regret import MAP as SHIPPED_MAP
 from hbmgym.eval.regret import main
@@ -104,13 +105,21 @@ def test_cases_where_the_default_is_far_from_the_static_are_a_group():
 
 
 def test_no_row_is_judged_on_the_episodes_that_chose_the_split():
-    seeds = fresh_seeds([sane(episodes=10), sane(episodes=16)], 40)
-    assert seeds == list(range(10_016, 10_056))
+    seeds = fresh_seeds([sane(episodes=10), sane(episodes=16)])
+    assert seeds == list(range(10_016, 11_000))
+
+
+def test_a_seed_without_traffic_makes_way_for_the_next():
+    case = sane_cases(MAP, ["qwen3.5-27b@h100"], ["swarm"])[0]
+    with pytest.raises(TraceError, match="0 rows"):
+        case.traffic.workload().episode("validation", 10_015)
+    (measured,) = measure([case], [], range(10_014, 10_100), 2, 1, False)
+    assert [cell["seed"] for cell in measured.cells[case.best_static]] == [10_014, 10_016]
 
 
 def test_every_row_and_the_grid_run_on_the_same_episodes():
     case = sane_cases(MAP, [PLATFORM.name], ["idle"])[0]
-    (measured,) = measure([case], [case.best_static, "float", "default"], [10_020, 10_021], 1, False, hindsight=True)
+    (measured,) = measure([case], [case.best_static, "float", "default"], [10_020, 10_021], 2, 1, False, hindsight=True)
     assert {case.best_static, "float", "default"} < set(measured.cells)
     assert {tuple(cell["seed"] for cell in own) for own in measured.cells.values()} == {(10_020, 10_021)}
     assert measured.relative(case.best_static)[0] == 0.0

@@ -33,7 +33,7 @@ def test_all_arms_are_judged_on_the_same_episodes(trained):
     costs, best = ablate._judge(trained, cases, seeds_for("validation", 1))
     assert list(costs) == ["full", "absolute"]
     names = [f"ppo:{trained.policy(arm, seed)}" for arm in costs for seed in range(2)]
-    for place, regret in enumerate(measure(cases, names, seeds_for("validation", 1), 1, False)):
+    for place, regret in enumerate(measure(cases, names, seeds_for("validation", 1), 1, 1, False)):
         found = [costs[arm][seed, place] for arm in costs for seed in range(2)]
         assert found == [regret.mean(name, "cost") for name in names]
         assert best[place] == regret.mean(regret.case.best_static, "cost")
