@@ -36,7 +36,7 @@ from hbmgym.eval.sensitivities.variations import Variation, variations
 from hbmgym.eval.table import UNBOUNDED_WIDTH
 
 PART: Part = "validation"
-CONTROLLERS = "sglang-0.9,threshold,demand,gradient,convex,helm"
+CONTROLLERS = "sglang-0.9,float,priced,threshold,demand,gradient,convex,helm"
 Found = dict[str, Any]
 
 
