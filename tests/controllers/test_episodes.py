@@ -13,6 +13,7 @@ from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.workload import ScenarioWorkload, open_workloads
 from hbmgym.eval.rollout import Rollout, run_episode
+from hbmgym.memory_backend.pricing import PricedAdmission
 
 from .test_registry import constant_policy
 
@@ -82,7 +83,7 @@ def test_none_thrashes_where_there_is_nothing_to_gain(spec, scenario):
 
 @pytest.mark.parametrize("scenario", ["mix-shift", "steady-documents", "steady-chat"])
 def test_the_prices_of_convex_let_the_admitter_choose_each_of_its_five_actions(scenario):
-    config = ServingConfig(policies=Policies(on_shortage="priced"))
+    config = ServingConfig(policies=Policies(on_shortage="priced"), priced=PricedAdmission(max_deferrals=4))
     episode = open_workloads(config, scenarios=(scenario,), load=1.4)[0].episode("validation", 10_000)
     cell = run_episode(make_controller("convex"), Core(config), episode).cell
     counts = [cell[name] for name in ("own_free", "cross_free", "own_evict", "cross_evict", "defer")]

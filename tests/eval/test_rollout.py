@@ -45,7 +45,7 @@ FIELDS = {
     ),
     *("recomputed_tokens", "snapshots_saved", "snapshots_skipped"),
     *("kv_share_mean", "kv_share_min", "kv_share_max", "concurrency_cap_mean", "concurrency_cap_min"),
-    *("setup_hash", "cell_hash"),
+    *("policies", "setup_hash", "cell_hash"),
 }
 SEEDS = (10_000, 10_001)
 
