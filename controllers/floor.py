@@ -28,10 +28,7 @@ _FLOOR = np.dtype(
             ("most", "f8"),  # the largest share that may be asked for
             ("most_pages", "i8"),  # of the largest split
             ("share_per_page", "f8"),
-            (
-                "slack",
-                "f8",
-            ),  # beside some pages a split has less room left than a slot and two ends of chunks
+            ("slack", "f8"),  # beside some pages a split has less room left: a slot and two ends of chunks
             ("chunks", "i8"),
             ("chunk_bytes", "i8"),
             ("page_bytes", "i8"),

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hbmgym.controllers.registry import MOVING_CONTROLLERS, is_static
+from hbmgym.controllers.registry import MOVING_CONTROLLERS
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.envs.traces.trace import TraceError
@@ -29,7 +29,7 @@ from hbmgym.eval.comparison import (
     row_names,
 )
 from hbmgym.eval.options import ServingOptions
-from hbmgym.eval.rows import RULES
+from hbmgym.eval.rows import RULES, is_split
 from hbmgym.eval.table import backend_lines, print_comparison
 from hbmgym.memory_backend.vmm import BACKENDS, VmmRefused, open_vmm
 
@@ -52,7 +52,7 @@ class CompareOptions(ServingOptions):
     seeds: str = option(
         "10",
         f"episodes per workload, {MOST} where a claim is made; {AUTO}: {BATCH} at a time, {MOST} at most, until every "
-        f"difference in cost from the best static split and from {SGLANG_DEFAULT} is known --within",
+        f"difference in cost from the best static splits and from {SGLANG_DEFAULT} is known --within",
         metavar=f"N|{AUTO}",
     )
     within: float = option(0.03, f"with --seeds {AUTO}: half an interval, as a part of the reference's cost")
@@ -130,7 +130,7 @@ def _prepare(options: CompareOptions) -> tuple[Bench, list[str], list[int]]:
     if options.jobs < 1:
         raise ValueError(f"--jobs is {options.jobs}, expected an integer >= 1")
     seeds = seeds_for("validation" if part == "all" else part, _most_episodes(options.seeds))
-    if options.seeds == AUTO and (all(map(is_static, names)) or not any(name.startswith("static-") for name in names)):
+    if options.seeds == AUTO and (all(map(is_split, names)) or not any(name.startswith("static-") for name in names)):
         raise ValueError(
             f"--seeds {AUTO} looks at differences from the best static split: --controllers needs a static-<kv_share> "
             "and one that moves"

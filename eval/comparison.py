@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hbmgym.controllers.registry import is_static
 from hbmgym.controllers.static import static_name
 from hbmgym.envs.serving.config import ServingConfig
 from hbmgym.envs.serving.core import make_layout
@@ -16,7 +15,7 @@ from hbmgym.eval.cells import Bench, Runner, Task, check_comparable
 from hbmgym.eval.intervals import LEVEL, LOOKED_LEVEL, Interval, mean_interval, relative_difference
 from hbmgym.eval.oracle import ORACLE, coordinate_descent
 from hbmgym.eval.rollout import Cell, Rollout
-from hbmgym.eval.rows import find_row
+from hbmgym.eval.rows import find_row, is_split
 from hbmgym.eval.statics import best_costs, best_on_others, best_static
 from hbmgym.memory_backend.split import Layout
 
@@ -121,7 +120,7 @@ class WorkloadResult:
     @property
     def rivals(self) -> list[str]:
         """Rows that are more than a split under the rules of the table, the oracle not among them."""
-        return [name for name in self.controllers if not is_static(name) and name not in (ORACLE, OTHERS_BEST)]
+        return [name for name in self.controllers if not is_split(name) and name not in (ORACLE, OTHERS_BEST)]
 
     @property
     def differences(self) -> list[tuple[str, str]]:
@@ -204,7 +203,8 @@ def _rollouts(
         for own in found.values():
             own += itertools.islice(new, len(batch))
         rollouts = [rollout for own in found.values() for rollout in own]
-        if WorkloadResult(name, 0.0, [rollout.cell for rollout in rollouts], within).is_narrow:
+        cells = [rollout.cell for rollout in rollouts]
+        if WorkloadResult(name, 0.0, [*cells, *_others_best(cells)], within).is_narrow:
             break
     return rollouts
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from hbmgym.controllers.registry import is_static
 from hbmgym.envs.serving.config import ServingConfig, with_policies
 from hbmgym.envs.traces.seeds import Part, seeds_for
 from hbmgym.envs.traces.trace import TraceError
@@ -29,6 +28,7 @@ from hbmgym.eval.cells import Bench, Runner, Task
 from hbmgym.eval.comparison import COARSE_GRID, WorkloadResult, row_names
 from hbmgym.eval.intervals import mean_interval, relative_difference
 from hbmgym.eval.options import ServingOptions
+from hbmgym.eval.rows import is_split
 from hbmgym.eval.table import UNBOUNDED_WIDTH
 from hbmgym.memory_backend.geometry import find_model
 from hbmgym.memory_backend.padding import can_be_padded
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.seeds < 1 or options.jobs < 1:
             raise ValueError(f"--seeds {options.seeds} and --jobs {options.jobs} must be at least 1")
         statics = row_names(options.statics, config)
-        if movers := [name for name in statics if not is_static(name)]:
+        if movers := [name for name in statics if not is_split(name)]:
             raise ValueError(f"--statics names {movers[0]}, expected static-<kv_share> or {COARSE_GRID}")
         configs = rivals_of(config)
         workloads = {rival: options.workloads(own) for rival, own in configs.items()}

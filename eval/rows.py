@@ -22,6 +22,7 @@ from hbmgym.eval.advising.settings import default_controller
 
 RULES = tuple(rule for rule in SHORTAGE_RULES if rule != "evict")
 """Those that move the split themselves, so that they need no controller."""
+DEFAULT = "default"
 FIELDS = tuple(field.name for field in dataclasses.fields(Policies) if field.name != "layout")
 """Policies that a row may have of its own; another layout has pages of another size, which is other traffic."""
 
@@ -48,13 +49,17 @@ class Row:
 
     @property
     def is_static(self) -> bool:
-        """Whether it is nothing but a split, under the table's rules."""
-        return not self.policies and is_static(self.controller)
+        return is_split(self.name)
+
+
+def is_split(name: str) -> bool:
+    """Whether the row of that name is nothing but a split, under the table's rules."""
+    return name == DEFAULT or ("@" not in name and is_static(name))
 
 
 def find_row(name: str, table: ServingConfig) -> Row:
     """The row that `name` stands for; ValueError in one line when there is none."""
-    if name == "default":
+    if name == DEFAULT:
         row = Row(name, default_controller(table))
     elif name in RULES:
         row = Row(name, default_controller(table), (("on_shortage", name),))

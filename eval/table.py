@@ -7,11 +7,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hbmgym.controllers.registry import is_static
 from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.state import ACTION_NAMES
 from hbmgym.eval.comparison import OTHERS_BEST, Comparison, WorkloadResult
 from hbmgym.eval.rollout import Cell
+from hbmgym.eval.rows import is_split
 from hbmgym.eval.statics import UNSERVED
 
 UNBOUNDED_WIDTH = 230
@@ -78,7 +78,7 @@ def _refusals(result: WorkloadResult) -> list[str]:
     """Of the static splits that are compared with: who refuses what others serve, so that its cost says little."""
     unserved = {name: result.mean(name, "unserved_tokens") for name in result.controllers}
     most = min(unserved, key=lambda name: unserved[name])
-    statics = [name for name in result.controllers if is_static(name) and not name.startswith("static-")]
+    statics = [name for name in result.controllers if is_split(name) and not name.startswith("static-")]
     lines = []
     for name in dict.fromkeys(filter(None, (result.cheapest_static, result.best_static, *statics))):
         if (more := unserved[name] - unserved[most]) > UNSERVED:

@@ -17,9 +17,9 @@ from hbmgym.eval.comparison import COARSE_STEP, static_shares
 from hbmgym.eval.intervals import Interval, relative_difference
 from hbmgym.eval.regrets.cases import SaneCase
 from hbmgym.eval.rollout import Cell
+from hbmgym.eval.rows import DEFAULT
 from hbmgym.eval.statics import best_static
 
-DEFAULT = "default"
 MOST_TRIES = 4
 """Seeds looked at, as multiples of the episodes wanted."""
 ROOM = 0.05

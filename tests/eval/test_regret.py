@@ -14,8 +14,9 @@ from hbmgym.eval.opportunities.cases import Case
 from hbmgym.eval.regret import MAP as SHIPPED_MAP
 from hbmgym.eval.regret import main
 from hbmgym.eval.regrets.cases import SaneCase, sane_cases
-from hbmgym.eval.regrets.measure import DEFAULT, ROOM, Regret, fresh_seeds, measure
+from hbmgym.eval.regrets.measure import ROOM, Regret, fresh_seeds, measure
 from hbmgym.eval.regrets.summary import WITH_ROOM, groups, summary
+from hbmgym.eval.rows import DEFAULT
 
 from .traffic import HBM_GIB, MODEL, write_trace
 

@@ -81,11 +81,11 @@ def test_rows_under_other_rules_are_the_same_episodes_as_tables_of_their_own():
 
 def test_the_split_that_could_have_been_set_is_the_first_reference():
     bench = Bench(CONFIG, (MIX,), "validation")
-    names = ["static-0.2", "static-0.5", "static-0.8", "demand", "float"]
+    names = ["static-0.2", "static-0.5", "static-0.8", "default", "demand", "float", "static-0.5@retention=all"]
     (result,) = compare(bench, names, SEEDS, jobs=1, oracle=False, progress=False).results
     against = [reference for name, reference in result.differences if name == "demand"]
     assert against == [OTHERS_BEST, result.best_static]
-    assert result.rivals == ["demand", "float"]
+    assert result.rivals == ["demand", "float", "static-0.500@retention=all"]
     for k, cost in enumerate(result.column(OTHERS_BEST, "cost")):
         others = {name: sum(c for i, c in enumerate(result.column(name, "cost")) if i != k) for name in result.statics}
         assert cost == result.column(min(others, key=others.__getitem__), "cost")[k]
