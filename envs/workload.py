@@ -13,12 +13,14 @@ from hbmgym.envs.traces.episode import LOOPS, Episode, Loop
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import find_scenario, generate, generate_class
 from hbmgym.envs.traces.seeds import Part, check_seed
-from hbmgym.envs.traces.trace import Trace
+from hbmgym.envs.traces.trace import Trace, TraceError
 
 DEFAULT_SCENARIO = "mix-shift"
 LEAST_TICK_S, MOST_TICK_S = 1e-4, 1e4
 WARMUP_S = 300.0
 MEASURED_S = 1500.0
+MOST_TRIES = 4
+"""Seeds of rare traffic that are tried for every one that is wanted."""
 
 
 class Workload(Protocol):
@@ -101,6 +103,22 @@ class TraceWorkload:
             warmup_s=WARMUP_S,
             loop=self.loop,
         )
+
+
+def seeds_with_rows(workload: Workload, part: Part, seeds: Sequence[int], count: int) -> list[int]:
+    """The first `count` of `seeds` whose episodes have rows: of rare traffic some have none. TraceError if too few
+    have."""
+    found: list[int] = []
+    for seed in seeds[: MOST_TRIES * count]:
+        try:
+            workload.episode(part, seed)
+        except TraceError as error:
+            nothing = error
+        else:
+            found.append(seed)
+        if len(found) == count:
+            return found
+    raise nothing
 
 
 def open_workloads(

@@ -16,7 +16,7 @@ from hbmgym.eval.intervals import LEVEL, LOOKED_LEVEL, Interval, mean_interval, 
 from hbmgym.eval.oracle import ORACLE, coordinate_descent
 from hbmgym.eval.rollout import Cell, Rollout
 from hbmgym.eval.rows import find_row, is_split
-from hbmgym.eval.statics import best_costs, best_on_others, best_static
+from hbmgym.eval.statics import JUDGED, best_costs, best_on_others, best_static
 from hbmgym.memory_backend.split import Layout
 
 STATIC_GRID, COARSE_GRID = "static-grid", "static-coarse"
@@ -98,7 +98,7 @@ class WorkloadResult:
         (`eval.statics`); None when no static was run."""
         if not self.statics:
             return None
-        costs, unserved = (self._of_statics(key).mean(axis=1) for key in ("cost", "unserved_tokens"))
+        costs, unserved = (self._of_statics(key).mean(axis=1) for key in JUDGED)
         return self.statics[best_static(costs, unserved)]
 
     @property
@@ -106,7 +106,7 @@ class WorkloadResult:
         """Mean over the seeds of the cost of each one's own best static: what nobody could have set beforehand."""
         if not self.statics:
             return None
-        return float(best_costs(self._of_statics("cost"), self._of_statics("unserved_tokens")).mean())
+        return float(best_costs(*map(self._of_statics, JUDGED)).mean())
 
     @property
     def cheapest_static(self) -> str | None:
@@ -225,9 +225,7 @@ def _others_best(cells: Sequence[Cell]) -> list[Cell]:
         return []
     by_static = [[cell for cell in cells if cell["controller"] == name] for name in known.statics]
     by_static.sort(key=lambda own: float(own[0]["kv_share_mean"]))
-    costs, unserved = (
-        np.array([[cell[key] for cell in own] for own in by_static]) for key in ("cost", "unserved_tokens")
-    )
+    costs, unserved = (np.array([[cell[key] for cell in own] for own in by_static]) for key in JUDGED)
     chosen = best_on_others(costs, unserved)
     return [{**by_static[place][k], "controller": OTHERS_BEST} for k, place in enumerate(chosen)]
 

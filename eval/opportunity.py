@@ -14,10 +14,10 @@ except ModuleNotFoundError as error:
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -30,8 +30,9 @@ from hbmgym.envs.serving.shortage import ONE_BUFFER
 from hbmgym.envs.traces.jitter import SPREAD
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
-from hbmgym.envs.traces.seeds import seeds_for
+from hbmgym.envs.traces.seeds import SEED_RANGES, seeds_for
 from hbmgym.envs.traces.trace import TraceError
+from hbmgym.envs.workload import seeds_with_rows
 from hbmgym.eval.cells import make_folder, write_json
 from hbmgym.eval.comparison import RHO_SHARES
 from hbmgym.eval.load import rho
@@ -78,11 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_options(OpportunityOptions, (__doc__ or "").splitlines()[0], arguments)
     folder = Path(options.out)
     with user_errors():
-        seeds = seeds_for("validation", options.seeds)
-        chosen = _calibrated(_cases(options))
+        seeds_for("validation", options.seeds)
+        chosen = _with_traffic(_cases(options), options.seeds)
         make_folder(folder / "episodes")
     with in_one_line(TraceError, kept=f"finished episodes are in {folder} and will not be run again"):
-        results = _results(chosen, seeds, folder, options.jobs)
+        results = _results(chosen, folder, options.jobs)
         _print_map(results)
         write_json(folder / "map.json", [result.as_json() for result in results])
         write_atomically(folder / "map.md", _markdown(results).encode())
@@ -102,14 +103,14 @@ def _cases(options: OpportunityOptions) -> list[Case]:
     return cases(scenarios, options.trace, platforms, options.spread)
 
 
-def _calibrated(chosen: Sequence[Case]) -> list[Case]:
-    """Without those that no load can be found for, or so small a one that nobody is left; they leave a line."""
-    found = []
+def _with_traffic(chosen: Sequence[Case], count: int) -> dict[Case, list[int]]:
+    """The seeds of `count` episodes of each, at the load that is found for it; without those for which none can be
+    found, or so small a one that next to nothing arrives: they leave a line."""
+    found = {}
     for case in chosen:
         try:
             calibrated = case.calibrated()
-            calibrated.workload().episode("validation", seeds_for("validation", 1)[0])
-            found.append(calibrated)
+            found[calibrated] = seeds_with_rows(calibrated.workload(), "validation", SEED_RANGES["validation"], count)
         except ValueError as reason:
             print(f"{case.name} is left out: {reason}", file=sys.stderr)
     if not found:
@@ -117,15 +118,17 @@ def _calibrated(chosen: Sequence[Case]) -> list[Case]:
     return found
 
 
-def _results(chosen: Sequence[Case], seeds: Sequence[int], folder: Path, jobs: int) -> list[CaseResult]:
-    """In the order of the cases."""
-    questions = [(case, seed, folder / "episodes") for case in chosen for seed in seeds]
+def _results(chosen: Mapping[Case, Sequence[int]], folder: Path, jobs: int) -> list[CaseResult]:
+    """In the order of the cases, whose seeds are given."""
+    questions = [
+        Question(case, seed, seed == seeds[0], folder / "episodes") for case, seeds in chosen.items() for seed in seeds
+    ]
     with Workers(jobs) as workers:
-        answers = workers.map(_answer, questions, lambda question: f"{question[0].name}, seed {question[1]}")
+        answers = workers.map(_answer, questions, lambda question: f"{question.case.name}, seed {question.seed}")
         found = list(tqdm(answers, total=len(questions), desc="episodes", disable=not sys.stderr.isatty()))
     results = []
-    for place, case in enumerate(chosen):
-        episodes = found[place * len(seeds) : (place + 1) * len(seeds)]
+    for case, seeds in chosen.items():
+        episodes, found = found[: len(seeds)], found[len(seeds) :]
         results.append(CaseResult(case.workload_name, case.platform.name, _rho(episodes[0]), episodes))
     return results
 
@@ -134,9 +137,19 @@ def _rho(first: dict[str, Any]) -> float:
     return float("inf") if first["rho"] is None else float(first["rho"])
 
 
-def _answer(question: tuple[Case, int, Path]) -> dict[str, Any]:
+class Question(NamedTuple):
+    """An episode that is to be measured."""
+
+    case: Case
+    seed: int
+    is_first: bool
+    """Of its case: rho is found in it."""
+    folder: Path
+
+
+def _answer(question: Question) -> dict[str, Any]:
     """The figures of one episode: read if they are there, else measured and kept. The first one has the case's rho."""
-    case, seed, folder = question
+    case, seed, is_first, folder = question
     config = case.platform.config
     episode = case.workload().episode("validation", seed)
     # Another setup or other traffic is another episode, so it is measured again.
@@ -144,10 +157,9 @@ def _answer(question: tuple[Case, int, Path]) -> dict[str, Any]:
     if (kept := _kept(file)) is not None:
         return kept
     figures = measure(config, episode)
-    first = seed == seeds_for("validation", 1)[0]
     low, high = make_layout(config).share_bounds
     shares = np.linspace(low, high, RHO_SHARES + 2)[1:-1].tolist()
-    found = rho(shares, episode, config) if first else 0.0
+    found = rho(shares, episode, config) if is_first else 0.0
     figures["rho"] = found if np.isfinite(found) else None  # JSON knows no infinity
     write_json(file, figures)
     return figures
@@ -178,8 +190,8 @@ def _print_map(results: Sequence[CaseResult]) -> None:
         "replayed dynamic oracle / the share that is best in that figure; each episode has a path of its own, so "
         "compare it with the cost of the best share chosen per seed. beyond floating: 1 - cost of the oracle / that of "
         "the cheaper floating pool. both full: cost if both pools had all bytes. best share: of those "
-        f"that leave at most {UNSERVED:.0%} of the tokens more unserved than the one that leaves least. turns away: "
-        "every share leaves more than that unserved. Seeds of a recorded trace share most of their rows: their "
+        f"that leave at most {UNSERVED:.0%} of a class's tokens more unserved than the one that leaves least. turns "
+        "away: every share leaves more than that unserved. Seeds of a recorded trace share most of their rows: their "
         "intervals say little."
     )
 

@@ -21,7 +21,7 @@ from hbmgym.envs.serving.metrics import request_costs
 from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.scenarios import phase_schedule
 from hbmgym.eval.rollout import run_episode
-from hbmgym.eval.statics import best_static
+from hbmgym.eval.statics import WORST_CLASS, best_static
 
 ORACLE = "oracle-phases"
 DYNAMIC = "oracle-dynamic"
@@ -121,7 +121,7 @@ def dynamic_candidates(
     of moving the cheapest one.
 
     `costs`, shape (shares, rows): `arrival_costs` under the static splits at `shares`; `unserved`, shape (shares,): the
-    part of the tokens that each of these leaves unserved.
+    part of the tokens that each of these leaves unserved (`statics.serves`).
     """
     distance = np.abs(np.subtract.outer(shares, shares))
     best = best_static(costs.sum(axis=1), unserved)
@@ -153,5 +153,5 @@ def dynamic_oracle(core: Core, episode: Episode, shares: Sequence[float]) -> Sch
     for share in shares:
         cell = run_episode(StaticController(share), core, episode).cell
         costs.append(arrival_costs(core, episode))
-        unserved.append(cell["unserved_tokens"])
+        unserved.append(cell[WORST_CLASS])
     return best_path(core, episode, shares, np.array(costs), np.array(unserved))

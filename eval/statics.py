@@ -6,13 +6,17 @@ A split that turns long prompts away at once is spared what they would make othe
 import numpy as np
 
 UNSERVED = 0.01
-"""Part of all tokens that a split may leave unserved beyond the split that leaves least. Whatever no split can serve,
-too large for the machine or too much of it, is held against none."""
+"""Part of a class's tokens that a split may leave unserved beyond the split that leaves least. Whatever no split can
+serve, too large for the machine or too much of it, is held against none."""
+WORST_CLASS = "worst_class_unserved"
+JUDGED = ("cost", WORST_CLASS)
+"""What of a cell decides which split is the best one."""
 
 
 def serves(unserved: np.ndarray) -> np.ndarray:
     """bool (splits,): which of the splits serve what the machine can hold; `unserved`, shape (splits,), is the part of
-    the tokens that each leaves unserved (`unserved_tokens` of its cells, mean over episodes)."""
+    the tokens that each leaves unserved, in the class where that is most (`worst_class_unserved` of its cells, mean
+    over episodes)."""
     return np.asarray(unserved <= np.min(unserved) + UNSERVED)
 
 

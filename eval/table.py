@@ -12,7 +12,7 @@ from hbmgym.envs.serving.state import ACTION_NAMES
 from hbmgym.eval.comparison import OTHERS_BEST, Comparison, WorkloadResult
 from hbmgym.eval.rollout import Cell
 from hbmgym.eval.rows import is_split
-from hbmgym.eval.statics import UNSERVED
+from hbmgym.eval.statics import UNSERVED, WORST_CLASS
 
 UNBOUNDED_WIDTH = 230
 SHOWN_STATICS = 5
@@ -76,15 +76,15 @@ def _stopped(result: WorkloadResult, within: float) -> str:
 
 def _refusals(result: WorkloadResult) -> list[str]:
     """Of the static splits that are compared with: who refuses what others serve, so that its cost says little."""
-    unserved = {name: result.mean(name, "unserved_tokens") for name in result.controllers}
+    unserved = {name: result.mean(name, WORST_CLASS) for name in result.controllers}
     most = min(unserved, key=lambda name: unserved[name])
     statics = [name for name in result.controllers if is_split(name) and not name.startswith("static-")]
     lines = []
     for name in dict.fromkeys(filter(None, (result.cheapest_static, result.best_static, *statics))):
         if (more := unserved[name] - unserved[most]) > UNSERVED:
             lines.append(
-                f"{name} costs {result.mean(name, 'cost'):.3f}, but leaves {more:.1%} of the tokens unserved that "
-                f"{most} serves: its cost is no measure for others"
+                f"{name} costs {result.mean(name, 'cost'):.3f}, but leaves {more:.1%} of a class's tokens unserved "
+                f"that {most} serves: its cost is no measure for others"
             )
     return lines
 

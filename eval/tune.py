@@ -35,7 +35,7 @@ from hbmgym.envs.workload import Workload
 from hbmgym.eval.cells import Bench, Runner, Task, shown_anyway, write_json
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.options import ServingOptions
-from hbmgym.eval.statics import best_costs
+from hbmgym.eval.statics import JUDGED, best_costs
 
 SCENARIOS = (
     *("mix-shift", "mix-shift-900", "mix-burst", "shift-documents", "trend"),
@@ -125,9 +125,6 @@ def _optuna() -> Any:
     return optuna
 
 
-_JUDGED = ("cost", "unserved_tokens")
-
-
 class Scores:
     """Judges parameters on all workloads and seeds of a runner; the static splits are run once."""
 
@@ -138,7 +135,7 @@ class Scores:
         tasks = [Task(static_name(share), *episode) for share in shares for episode in self._episodes]
         cells = [rollout.cell for rollout in runner.run(tasks, "static splits")]
         shape = len(shares), len(runner.bench.workloads), len(seeds)
-        costs, unserved = (np.array([cell[key] for cell in cells]).reshape(shape) for key in _JUDGED)
+        costs, unserved = (np.array([cell[key] for cell in cells]).reshape(shape) for key in JUDGED)
         own = [best_costs(costs[:, workload], unserved[:, workload]) for workload in range(shape[1])]
         self._reference = np.concatenate(own)
 

@@ -20,7 +20,7 @@ from hbmgym.envs.workload import ScenarioWorkload, Workload
 from hbmgym.eval.cells import Bench, Runner, Task, write_json
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.rollout import cell_hash
-from hbmgym.eval.statics import best_static
+from hbmgym.eval.statics import JUDGED, best_static
 
 COARSE_STEP = 0.08
 """Between the fixed splits that are tried."""
@@ -127,8 +127,7 @@ def _run_splits(own: Traffic, part: Part, seeds: Sequence[int], jobs: int, progr
     with Runner(Bench(own.config, own.workloads, part), min(jobs, len(tasks)), progress) as runner:
         cells = [rollout.cell for rollout in runner.run(tasks, f"fixed splits of {own.config.model}")]
     shape = (len(own.workloads), len(shares), len(seeds))
-    costs = np.array([cell["cost"] for cell in cells]).reshape(shape).mean(axis=2)
-    unserved = np.array([cell["unserved_tokens"] for cell in cells]).reshape(shape).mean(axis=2)
+    costs, unserved = (np.array([cell[key] for cell in cells]).reshape(shape).mean(axis=2) for key in JUDGED)
     return {
         workload.name: Reference(shares[best], float(costs[place, best]), float(unserved[place].min()))
         for place, workload in enumerate(own.workloads)

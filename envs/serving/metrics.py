@@ -2,8 +2,9 @@
 
 All are taken over the measured rows. A request without a first token (rejected, never finished, or in a closed loop
 never sent) enters the TTFT figures with WORST_RATIO times its TTFT SLO, which is also what it costs. `unserved_tokens`
-is the part of all tokens, prompts and outputs, whose requests were rejected or have not finished; `token_cost` is the
-mean cost with each request weighted by its tokens.
+is the part of all tokens, prompts and outputs, whose requests were rejected or have not finished;
+`worst_class_unserved` is that part of the class of traffic of which it is largest, so that nobody is given up for the
+others; `token_cost` is the mean cost with each request weighted by its tokens.
 """
 
 import numpy as np
@@ -43,10 +44,18 @@ def token_counts(rows: np.ndarray) -> np.ndarray:
     return rows["input_tokens"].astype(np.float64) + rows["output_tokens"]
 
 
+def worst_class_unserved(tokens: np.ndarray, unserved: np.ndarray, classes: np.ndarray | None) -> float:
+    """Part of a class's tokens that is `unserved`, of the class where it is largest; all of shape (n,)."""
+    of = np.zeros(len(tokens), np.uint8) if classes is None else classes
+    whole, lost = np.bincount(of, tokens), np.bincount(of, tokens * unserved)
+    return float((lost / np.maximum(whole, 1.0)).max())
+
+
 def episode_metrics(episode: Episode, requests: np.ndarray, tpot_slo_s: float) -> dict[str, float]:
     """The metrics of one episode that has run to its end, as plain numbers."""
     measured = episode.rows["measured"] == 1
     rows, requests = episode.rows[measured], requests[measured]
+    classes = None if episode.traffic_class is None else episode.traffic_class[measured]
     ratio = slo_ratio(rows, requests, tpot_slo_s)
     ttft, tpot = ttft_s(requests), tpot_s(rows, requests)
     tpot = tpot[~np.isnan(tpot)]
@@ -70,6 +79,7 @@ def episode_metrics(episode: Episode, requests: np.ndarray, tpot_slo_s: float) -
         "rejected": int(rejected.sum()),
         "unfinished": int((~finished & ~rejected).sum()),
         "unserved_tokens": float(tokens[~finished].sum() / tokens.sum()),
+        "worst_class_unserved": worst_class_unserved(tokens, ~finished, classes),
         "cost": float(costs.mean()),
         "token_cost": float(costs @ tokens / tokens.sum()),
     }

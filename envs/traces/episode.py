@@ -52,6 +52,8 @@ class Episode:
     loop: Loop = "open"
     """open: every row arrives at its arrival_s, and is held until its needs have ended; closed: a row with needs
     arrives its gap_s after the last of them has ended."""
+    traffic_class: np.ndarray | None = None
+    """uint8, shape (n,): rows of one number are judged together, whatever is served of others; None: all are."""
 
     @property
     def rate_per_s(self) -> float:
@@ -71,7 +73,10 @@ class Episode:
         followers = link(rows, before[kept], after[kept])
         rows["measured"] = is_measured(rows, before[kept], after[kept], warmup_s, self.loop)
         horizon_s = min(end_s, self.horizon_s)
-        return dataclasses.replace(self, rows=rows, followers=followers, warmup_s=warmup_s, horizon_s=horizon_s)
+        classes = None if self.traffic_class is None else self.traffic_class[: len(rows)]
+        return dataclasses.replace(
+            self, rows=rows, followers=followers, warmup_s=warmup_s, horizon_s=horizon_s, traffic_class=classes
+        )
 
 
 def link(rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:

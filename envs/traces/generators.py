@@ -120,6 +120,7 @@ def _trace(drawn: list[Rows], name: str, span_s: float, block_size: int) -> Trac
         r_start=r_start[run_order],
         r_len=r_len[run_order].astype(np.int32),
         s_parent_session=starter if (starter >= 0).any() else None,
+        traffic_class=np.repeat(np.arange(len(drawn)), list(map(len, drawn)))[order].astype(np.uint8),
         span_s=span_s,
     )
 

@@ -100,6 +100,7 @@ def assemble(
         horizon_s=horizon_s,
         followers=followers,
         loop=loop,
+        traffic_class=(trace.kind if trace.traffic_class is None else trace.traffic_class)[source],
     )
 
 

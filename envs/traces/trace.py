@@ -82,6 +82,8 @@ class Trace:
     """int32 (sessions,): recording that a session was taken from; None: every session is its own."""
     s_parent_session: np.ndarray | None = None
     """int32 (sessions,): session that started this sub-agent, -1 none; on the same clock as its parent."""
+    traffic_class: np.ndarray | None = None
+    """uint8 (n,), which of its scenario's classes a row is of, by number; None: it is told by `kind`."""
     span_s: float | None = None
     """Generated traces: every arrival lies in [0, span_s)."""
     id_file: str = ""

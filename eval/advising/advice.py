@@ -28,7 +28,7 @@ from hbmgym.eval.comparison import rho_shares, static_shares
 from hbmgym.eval.intervals import Interval
 from hbmgym.eval.oracle import DYNAMIC
 from hbmgym.eval.rollout import Rollout, run_episode
-from hbmgym.eval.statics import UNSERVED
+from hbmgym.eval.statics import UNSERVED, WORST_CLASS
 from hbmgym.memory_backend.geometry import find_model
 from hbmgym.memory_backend.split import Layout
 
@@ -49,7 +49,7 @@ WORTH = 0.02
 FLAT = 0.01
 """Splits that cost so little more are as good."""
 TARGET_RHO = 0.85
-FIGURES = ("cost", "ttft_p99_s", "hit_rate", "unserved_tokens", "slo_violation_rate")
+FIGURES = ("cost", "ttft_p99_s", "hit_rate", WORST_CLASS, "slo_violation_rate")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Row:
     cost: float
     ttft_p99_s: float
     hit_rate: float
-    unserved_tokens: float
+    worst_class_unserved: float
     slo_violation_rate: float
     over_best: Interval
     """What it costs more than the best split, as a part of that."""
@@ -78,7 +78,7 @@ class Point:
     slots: int
     cost: float
     hit_rate: float
-    unserved_tokens: float
+    worst_class_unserved: float
     admitted: int
     """`Caps.admitted`."""
     binding: str
@@ -145,7 +145,7 @@ class Advice:
 
     @property
     def is_served(self) -> bool:
-        return self.rho < 1.0 and self.best.unserved_tokens <= UNSERVED
+        return self.rho < 1.0 and self.best.worst_class_unserved <= UNSERVED
 
     @property
     def load_factor(self) -> float | None:
@@ -157,8 +157,8 @@ class Advice:
         """The kv_shares around the best one whose splits cost at most FLAT more, as far as they were tried."""
         place = min(range(len(self.curve)), key=lambda i: abs(self.curve[i].slots - self.slots))
         low = high = place
-        most, unserved = (1.0 + FLAT) * self.curve[place].cost, self.curve[place].unserved_tokens + UNSERVED
-        is_good = [point.cost <= most and point.unserved_tokens <= unserved for point in self.curve]
+        most, unserved = (1.0 + FLAT) * self.curve[place].cost, self.curve[place].worst_class_unserved + UNSERVED
+        is_good = [point.cost <= most and point.worst_class_unserved <= unserved for point in self.curve]
         while low > 0 and is_good[low - 1]:
             low -= 1
         while high < len(self.curve) - 1 and is_good[high + 1]:
@@ -385,7 +385,7 @@ class _Advisor:
     def _point(self, name: str, share: float) -> Point:
         slots = self.core.layout.slots(share)
         caps = self._caps(slots)
-        figures = {figure: self.runs.mean(name, figure) for figure in ("cost", "hit_rate", "unserved_tokens")}
+        figures = {figure: self.runs.mean(name, figure) for figure in ("cost", "hit_rate", WORST_CLASS)}
         return Point(kv_share=share, slots=slots, admitted=caps.admitted, binding=caps.binding, **figures)
 
     def _seen(self, rollouts: list[Rollout]) -> Seen:

@@ -15,9 +15,9 @@ WIDTH, TITLE, COLUMN = 120, 23, 9
 _HEADERS = ("kv_share", "cost", "p99 TTFT", "hit rate", "late", "unserved")
 _LEGEND = (
     "cost: mean of TTFT or time per token over its SLO, whichever is worse, at most 10; late: requests that miss one; "
-    "unserved: part of the tokens; hit rate: of prompt tokens; floating pool: no split, free memory serves both "
-    "(SGLang's --enable-unified-memory); guide: SGLang's sizing rule for the mean request. Behind: cost against this "
-    "split, 95 % interval over the episodes."
+    "unserved: part of the tokens of the class that is served least; hit rate: of prompt tokens; floating pool: no "
+    "split, free memory serves both (SGLang's --enable-unified-memory); guide: SGLang's sizing rule for the mean "
+    "request. Behind: cost against this split, 95 % interval over the episodes."
 )
 
 
@@ -49,10 +49,10 @@ def _alarms(advice: Advice) -> Iterator[str]:
         longer = f"{advice.rho:.2f} times as long as they take to come" if np.isfinite(advice.rho) else "for ever"
         load = f": multiply --load by {advice.load_factor:.2g}, or add GPUs" if advice.load_factor else ""
         yield _folded(f"THE LOAD CANNOT BE SERVED: with a full queue these requests take {longer}, at any split{load}.")
-    if advice.best.unserved_tokens > UNSERVED:
+    if advice.best.worst_class_unserved > UNSERVED:
         yield _folded(
-            f"{advice.best.unserved_tokens:.1%} OF THE TOKENS ARE NOT SERVED, even at the best split: requests that "
-            "outgrow the KV pool, or wait ten times their SLO."
+            f"{advice.best.worst_class_unserved:.1%} OF A CLASS'S TOKENS ARE NOT SERVED, even at the best split: "
+            "requests that outgrow the KV pool, or wait ten times their SLO."
         )
     yield _folded("What follows says which split is the least bad one; conclude nothing from TTFT.")
     yield ""
@@ -199,7 +199,7 @@ def _figures(row: Row) -> list[str]:
         f"{row.ttft_p99_s:.2f} s",
         f"{row.hit_rate:.3f}",
         f"{row.slo_violation_rate:.1%}",
-        f"{row.unserved_tokens:.1%}",
+        f"{row.worst_class_unserved:.1%}",
     ]
 
 

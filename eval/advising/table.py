@@ -9,7 +9,7 @@ from hbmgym.eval.cells import Runner, Task
 from hbmgym.eval.intervals import Interval, relative_difference
 from hbmgym.eval.oracle import DYNAMIC
 from hbmgym.eval.rollout import Rollout
-from hbmgym.eval.statics import best_static
+from hbmgym.eval.statics import JUDGED, best_static
 
 FIRST_STEP = 4
 """Splits of the grid that the search skips at first; a power of 2."""
@@ -56,10 +56,7 @@ class Runs:
     def best(self, names: Sequence[str], episode: int | None = None) -> str:
         """The static split that `eval.statics` calls the best one, of all episodes or of one."""
         own = slice(None) if episode is None else slice(episode, episode + 1)
-        costs, unserved = (
-            np.array([np.mean(self.column(name, figure)[own]) for name in names])
-            for figure in ("cost", "unserved_tokens")
-        )
+        costs, unserved = (np.array([np.mean(self.column(name, figure)[own]) for name in names]) for figure in JUDGED)
         return names[best_static(costs, unserved)]
 
 

@@ -16,9 +16,10 @@ from hbmgym.eval.advising.settings import default_controller
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.oracle import arrival_costs, best_path
 from hbmgym.eval.rollout import Rollout, run_episode
+from hbmgym.eval.statics import WORST_CLASS
 
 FIGURES = (
-    *("cost", "token_cost", "ttft_mean_s", "ttft_p99_s", "slo_violation_rate", "unserved_tokens"),
+    *("cost", "token_cost", "ttft_mean_s", "ttft_p99_s", "slo_violation_rate", "unserved_tokens", WORST_CLASS),
     *("hit_rate", "bytes_migrated", "kv_share_mean"),
 )
 """Of the cell."""
@@ -35,7 +36,7 @@ def measure(config: ServingConfig, episode: Episode) -> dict[str, Any]:
     for share in shares:
         statics.append({"share": share, **_figures(run_episode(StaticController(share), core, episode))})
         costs.append(arrival_costs(core, episode))
-    unserved = [figures["unserved_tokens"] for figures in statics]
+    unserved = [figures[WORST_CLASS] for figures in statics]
     return {
         "seed": episode.seed,
         "requests": int((episode.rows["measured"] == 1).sum()),

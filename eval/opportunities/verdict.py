@@ -9,7 +9,7 @@ import numpy as np
 
 from hbmgym.envs.serving.shortage import ONE_BUFFER
 from hbmgym.eval.intervals import Interval, relative_difference
-from hbmgym.eval.statics import UNSERVED, best_costs, best_static
+from hbmgym.eval.statics import JUDGED, UNSERVED, WORST_CLASS, best_costs, best_static
 
 ROOM = 0.15
 """Room worth having: so much of p99 TTFT or violations."""
@@ -57,7 +57,7 @@ class CaseResult:
     @property
     def chosen_per_episode(self) -> float:
         """Mean over the episodes of the cost of each one's own best static: what of the room needs no moving."""
-        return float(best_costs(self._of_statics("cost"), self._of_statics("unserved_tokens")).mean())
+        return float(best_costs(*map(self._of_statics, JUDGED)).mean())
 
     def wrong_by(self, offset: float) -> float | None:
         """Cost at the best share plus `offset` over the best cost; None beyond the bounds of the budget."""
@@ -78,7 +78,7 @@ class CaseResult:
 
     def best_in(self, figure: str) -> int:
         """Place of the static share with the least mean of a figure, of those that serve what the machine can hold."""
-        return best_static(*(self._of_statics(key).mean(axis=1) for key in (figure, "unserved_tokens")))
+        return best_static(*(self._of_statics(key).mean(axis=1) for key in (figure, WORST_CLASS)))
 
     def room(self, figure: str) -> Interval:
         """1 - dynamic oracle / the static share that is best in this very figure. The oracle is one path, chosen for
@@ -105,8 +105,8 @@ class CaseResult:
 
     @property
     def unserved(self) -> float:
-        """Part of the tokens that every static split leaves unserved."""
-        return float(self._of_statics("unserved_tokens").mean(axis=1).min())
+        """Part of the tokens that every static split leaves unserved, in the class where it is most."""
+        return float(self._of_statics(WORST_CLASS).mean(axis=1).min())
 
     @property
     def verdict(self) -> str:
@@ -125,6 +125,7 @@ class CaseResult:
             "platform": self.platform,
             "rho": self.rho if np.isfinite(self.rho) else None,
             "episodes": len(self.episodes),
+            "last_seed": self.episodes[-1]["seed"],
             "best_static_share": self.shares[self.best],
             "best_static_cost": float(self.static_costs[self.best]),
             "best_static_p99_s": float(np.mean(self.of_static(self.best, "ttft_p99_s"))),
@@ -136,8 +137,7 @@ class CaseResult:
             "room_beyond_floating": self.room_beyond_floating.known,
             "best_static_cost_chosen_per_episode": self.chosen_per_episode,
             "both_full_cost": float(np.mean(self.of("both_full", "cost"))),
-            "best_static_unserved_tokens": float(np.mean(self.of_static(self.best, "unserved_tokens"))),
-            "unserved_tokens": self.unserved,
+            WORST_CLASS: self.unserved,
             "verdict": self.verdict,
         }
 

@@ -12,7 +12,7 @@ from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.eval.opportunities.cases import Case
 from hbmgym.eval.options import say_notices
-from hbmgym.eval.statics import UNSERVED
+from hbmgym.eval.statics import UNSERVED, WORST_CLASS
 
 Row = dict[str, Any]
 
@@ -25,8 +25,8 @@ class SaneCase:
     rho: float
     best_share: float
     """Of the static split that was best on the map's episodes."""
-    episodes: int
-    """Of the map: the first ones of the validation part."""
+    last_seed: int
+    """Of the map's episodes, whose seeds are the first of the validation part that have traffic."""
 
     @property
     def name(self) -> str:
@@ -90,10 +90,10 @@ def _sane_rows(path: Path, files: Mapping[str, str]) -> list[Row]:
 
 
 def _is_sane(row: Row) -> bool:
-    return row["rho"] is not None and row["rho"] < 1.0 and row["unserved_tokens"] <= UNSERVED
+    return row["rho"] is not None and row["rho"] < 1.0 and row[WORST_CLASS] <= UNSERVED
 
 
 def _case(row: Row, trace: str = "", spread: bool = True) -> SaneCase:
     platform = find_platform(row["platform"])  # refuses what it does not know
     traffic = Case(platform, trace=trace, spread=spread).calibrated() if trace else Case(platform, scenario=row["case"])
-    return SaneCase(traffic, row["rho"], row["best_static_share"], row["episodes"])
+    return SaneCase(traffic, row["rho"], row["best_static_share"], row["last_seed"])

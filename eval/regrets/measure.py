@@ -10,18 +10,15 @@ from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.seeds import SEED_RANGES
-from hbmgym.envs.traces.trace import TraceError
-from hbmgym.envs.workload import Workload
+from hbmgym.envs.workload import seeds_with_rows
 from hbmgym.eval.cells import Bench, Runner, Task
 from hbmgym.eval.comparison import COARSE_STEP, static_shares
 from hbmgym.eval.intervals import Interval, relative_difference
 from hbmgym.eval.regrets.cases import SaneCase
 from hbmgym.eval.rollout import Cell
 from hbmgym.eval.rows import DEFAULT
-from hbmgym.eval.statics import best_static
+from hbmgym.eval.statics import JUDGED, WORST_CLASS, best_static
 
-MOST_TRIES = 4
-"""Seeds looked at, as multiples of the episodes wanted."""
 ROOM = 0.05
 """There is room in a case where SGLang's default costs so much more than the split that could have been set."""
 
@@ -51,8 +48,9 @@ class Regret:
         return relative_difference(self.column(name, key), self.column(self.case.best_static, key))
 
     def unserved(self, name: str) -> float:
-        """Part of the tokens that it leaves unserved and the reference serves; below 0 where it serves more."""
-        return self.mean(name, "unserved_tokens") - self.mean(self.case.best_static, "unserved_tokens")
+        """Part of a class's tokens that it leaves unserved beyond what the reference does; below 0 where it serves
+        more."""
+        return self.mean(name, WORST_CLASS) - self.mean(self.case.best_static, WORST_CLASS)
 
     def gib_migrated(self, name: str) -> float:
         """Per episode."""
@@ -63,9 +61,7 @@ class Regret:
         """The static split that is best on these very episodes; None where no others were run."""
         if not self.grid:
             return None
-        costs, unserved = (
-            np.array([self.mean(name, key) for name in self.grid]) for key in ("cost", "unserved_tokens")
-        )
+        costs, unserved = (np.array([self.mean(name, key) for name in self.grid]) for key in JUDGED)
         return self.grid[best_static(costs, unserved)]
 
     def over_hindsight(self, name: str) -> float | None:
@@ -96,22 +92,7 @@ class Regret:
 
 def fresh_seeds(cases: Sequence[SaneCase]) -> list[int]:
     """All validation seeds on which the map has not chosen its splits."""
-    return list(SEED_RANGES["validation"][max(case.episodes for case in cases) :])
-
-
-def _with_rows(workload: Workload, seeds: Sequence[int], count: int) -> list[int]:
-    """The first `count` seeds whose episodes have rows: of rare traffic some have none. TraceError if too few have."""
-    found: list[int] = []
-    for seed in seeds[: MOST_TRIES * count]:
-        try:
-            workload.episode("validation", seed)
-        except TraceError as error:
-            nothing = error
-        else:
-            found.append(seed)
-        if len(found) == count:
-            return found
-    raise nothing
+    return [seed for seed in SEED_RANGES["validation"] if seed > max(case.last_seed for case in cases)]
 
 
 def measure(
@@ -134,7 +115,7 @@ def measure(
             for place, case in enumerate(own):
                 grid = tuple(map(static_name, sorted({*shares, case.best_share}))) if shares else ()
                 everyone = list(dict.fromkeys((case.best_static, *names, *grid)))
-                used = _with_rows(bench.workloads[place], seeds, count)
+                used = seeds_with_rows(bench.workloads[place], "validation", seeds, count)
                 tasks = [Task(name, place, seed) for name in everyone for seed in used]
                 found = runner.run(tasks, f"{len(regrets) + 1} of {len(cases)}: {case.traffic.name}")
                 by_row = [found[i * count : (i + 1) * count] for i in range(len(everyone))]

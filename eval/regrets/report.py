@@ -17,9 +17,9 @@ from hbmgym.eval.table import UNBOUNDED_WIDTH
 NOTES = (
     "static: the split that was best on the map's episodes, which are others: one that could have been set. hindsight: "
     "what the split saves that is best on these very episodes, %. sane: rho < 1, and some static split leaves at most "
-    f"{UNSERVED:.0%} of the tokens unserved. with room: SGLang's default costs {ROOM:.0%} more than static. no reuse: "
-    "static finds nothing in its cache, so that it caps concurrency. by token: cost, each request weighted by its "
-    "tokens. tokens left unserved: of all, less those that static leaves."
+    f"{UNSERVED:.0%} of any class's tokens unserved. with room: SGLang's default costs {ROOM:.0%} more than static. "
+    "no reuse: static finds nothing in its cache, so that it caps concurrency. by token: cost, each request weighted "
+    "by its tokens. left unserved: part of the tokens of the class of traffic where it is largest, less that of static."
 )
 RECORDED = "recorded: seeds of one recorded trace share most of their rows and are not independent."
 
@@ -81,7 +81,7 @@ def _summary(regrets: Sequence[Regret], names: Sequence[str]) -> Table:
         add("over the best in hindsight, mean", lambda name: f"{100.0 * totals[name]['over_hindsight_mean']:+.1f}")
     add("by token", lambda name: _spread([regret.excess(name, "token_cost") for regret in regrets]))
     add("p99 TTFT", lambda name: _spread([regret.excess(name, "ttft_p99_s") for regret in regrets]))
-    add("tokens left unserved", lambda name: _spread([regret.unserved(name) for regret in regrets]))
+    add("left unserved", lambda name: _spread([regret.unserved(name) for regret in regrets]))
     table.add_section()
     add(f"cases above {FAR:.0%}", lambda name: f"{totals[name]['far']}")
     add("GiB migrated per episode", lambda name: f"{totals[name]['gib_migrated']:.0f}")

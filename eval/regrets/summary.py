@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from hbmgym.eval.regrets.measure import Regret
+from hbmgym.eval.statics import WORST_CLASS
 
 FAR = 0.1
 """A regret that is called far."""
@@ -38,7 +39,7 @@ def summary(regrets: Sequence[Regret], name: str) -> dict[str, Any]:
         "over_hindsight_mean": float(np.mean(hindsight)) if hindsight else None,
         "by_token_mean": float(np.mean([regret.excess(name, "token_cost") for regret in regrets])),
         "p99_median": float(np.median([regret.excess(name, "ttft_p99_s") for regret in regrets])),
-        "unserved_tokens_mean": float(np.mean([regret.unserved(name) for regret in regrets])),
+        "unserved_mean": float(np.mean([regret.unserved(name) for regret in regrets])),
         "gib_migrated": float(np.mean([regret.gib_migrated(name) for regret in regrets])),
     }
 
@@ -69,6 +70,6 @@ def _case(regret: Regret, names: Sequence[str]) -> dict[str, Any]:
         "regret": {name: regret.relative(name).known for name in names},
         "by_token": {name: regret.relative(name, "token_cost").known for name in names},
         "p99": {name: regret.relative(name, "ttft_p99_s").known for name in names},
-        "unserved_tokens": {name: regret.mean(name, "unserved_tokens") for name in (case.best_static, *names)},
+        WORST_CLASS: {name: regret.mean(name, WORST_CLASS) for name in (case.best_static, *names)},
         "gib_migrated": {name: regret.gib_migrated(name) for name in names},
     }

@@ -1,5 +1,6 @@
 """Composition: splits, seeds, warm-up, load, jitter, session libraries."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,14 @@ def test_library_episode_is_causal_and_repeatable(part):
     check_causal(episode)
     assert same(episode, compose(trace, part=part, seed=seed, page_tokens=8))
     assert (episode.warmup_s, episode.horizon_s) == (300.0, 2100.0)
+
+
+def test_the_classes_of_recorded_rows_are_their_kinds():
+    trace = dataclasses.replace(library(), kind=(np.arange(len(library())) % 3).astype(np.uint8))
+    episode = compose(trace, part="all", seed=5, page_tokens=8)
+    followed = np.flatnonzero(episode.rows["needs"])
+    assert set(episode.traffic_class[followed].tolist()) == {0, 1, 2}
+    assert len(episode.traffic_class) == len(episode.rows)
 
 
 def test_library_clips_idle_gaps_and_scales_starts_with_load():

@@ -37,6 +37,19 @@ def test_generated_trace_passes_the_checks_of_every_loader(name):
     assert trace.arrival_s[-1] < trace.span_s
 
 
+def test_an_episode_knows_which_class_each_of_its_rows_is_of():
+    """Documents are shared and hundreds of pages long, a chat's turns a few."""
+    trace = generate("mix-shift", 1, RATES["mix-shift"])
+    episode = compose_generated(trace, seed=1, page_tokens=64)
+    assert np.array_equal(episode.traffic_class, trace.traffic_class)
+    prompts = [np.median(episode.rows["input_tokens"][episode.traffic_class == number]) for number in (0, 1)]
+    assert max(prompts) > 5 * min(prompts)
+    sessions_of = [set(trace.session_id[trace.traffic_class == number].tolist()) for number in (0, 1)]
+    assert not sessions_of[0] & sessions_of[1]
+    short = episode.until(600.0, 300.0)
+    assert np.array_equal(short.traffic_class, episode.traffic_class[: len(short.rows)])
+
+
 def test_later_turn_continues_the_previous_one():
     trace = generate("steady-chat", 3, RATES["steady-chat"])
     rows = np.flatnonzero(trace.parent >= 0)

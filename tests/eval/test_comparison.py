@@ -14,6 +14,7 @@ from hbmgym.envs.workload import TraceWorkload
 from hbmgym.eval.cells import Bench
 from hbmgym.eval.comparison import ORACLE, WorkloadResult, compare, row_names, static_shares
 from hbmgym.eval.intervals import LOOKED_LEVEL, relative_difference
+from hbmgym.eval.statics import WORST_CLASS
 from hbmgym.eval.table import print_comparison, summary_lines
 from tests.envs.episodes import Ask, make_episode
 
@@ -71,9 +72,7 @@ def test_bad_names_are_refused_in_one_line(text, named):
 
 def result(**costs: list[float]) -> WorkloadResult:
     names = {name.replace("_", "-"): values for name, values in costs.items()}
-    cells = [
-        {"controller": name, "cost": cost, "unserved_tokens": 0.0} for name, values in names.items() for cost in values
-    ]
+    cells = [{"controller": name, "cost": cost, WORST_CLASS: 0.0} for name, values in names.items() for cost in values]
     return WorkloadResult("by hand", 0.5, cells)
 
 
@@ -84,7 +83,7 @@ def test_the_best_static_has_the_least_mean_cost_over_the_seeds():
 def test_the_cheapest_split_is_not_the_best_where_it_refuses():
     refused = result(static_0=[0.1, 0.1], static_1=[0.4, 0.4])
     for cell in refused.cells[:2]:
-        cell["unserved_tokens"] = 0.3
+        cell[WORST_CLASS] = 0.3
     assert (refused.best_static, refused.cheapest_static) == ("static-1", "static-0")
     assert refused.best_static_per_seed == pytest.approx(0.4)
 

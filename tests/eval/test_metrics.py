@@ -1,5 +1,7 @@
 """Each metric against requests written by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -105,6 +107,21 @@ def test_what_is_refused_or_left_counts_by_tokens_too():
     measured = metrics(GOOD, {**TOO_LARGE, "input_tokens": 1000}, {**UNFINISHED, "input_tokens": 10})
     assert measured["unserved_tokens"] == pytest.approx((1011 + 21) / (111 + 1011 + 21))
     assert metrics(GOOD, LATE)["unserved_tokens"] == 0.0
+
+
+def test_a_class_that_is_given_up_shows_however_few_tokens_it_has():
+    asks = [GOOD] * 98 + [GONE, GOOD]
+    episode, requests = case(*asks)
+    assert episode_metrics(episode, requests, TPOT_SLO_S)["worst_class_unserved"] == pytest.approx(0.01)
+    few = np.array([0] * 98 + [3, 3], np.uint8)
+    judged = episode_metrics(dataclasses.replace(episode, traffic_class=few), requests, TPOT_SLO_S)
+    assert (judged["unserved_tokens"], judged["worst_class_unserved"]) == pytest.approx((0.01, 0.5))
+
+
+def test_only_measured_rows_of_a_class_count():
+    episode, requests = case(GOOD, GOOD, {**GONE, "measured": 0})
+    judged = episode_metrics(dataclasses.replace(episode, traffic_class=np.array([0, 1, 1])), requests, TPOT_SLO_S)
+    assert judged["worst_class_unserved"] == 0.0
 
 
 def test_the_cost_by_token_weights_each_request_with_its_tokens():

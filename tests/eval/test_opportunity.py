@@ -15,6 +15,7 @@ from hbmgym.eval import opportunity
 from hbmgym.eval.opportunities.cases import Case
 from hbmgym.eval.opportunities.measure import FIGURES, both_pools_full, measure
 from hbmgym.eval.opportunities.verdict import CaseResult
+from hbmgym.eval.statics import WORST_CLASS
 from hbmgym.memory_backend.oplog import KV
 
 from .traffic import CONFIG, MIX
@@ -23,13 +24,14 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def figures(value):
-    return {**dict.fromkeys(FIGURES, value), "unserved_tokens": 0.0}
+    return {**dict.fromkeys(FIGURES, value), WORST_CLASS: 0.0}
 
 
 def episode(costs, default, dynamic):
     """One whose figures are all equal to its costs."""
     statics = [{"share": share, **figures(cost)} for share, cost in zip(SHARES, costs, strict=True)]
     return {
+        "seed": 10_000,
         "statics": statics,
         "default": figures(default),
         "dynamic": figures(dynamic),
@@ -98,7 +100,7 @@ def test_nothing_is_concluded_of_an_overloaded_case():
 
 def test_a_split_that_refuses_is_not_the_best():
     away = episode((9, 9, 1, 3, 9), 9, 0.1)
-    away["statics"][2]["unserved_tokens"] = 0.02
+    away["statics"][2][WORST_CLASS] = 0.02
     assert result(away).shares[result(away).best] == 0.7
     assert result(away).chosen_per_episode == 3.0
     assert result(away).room("ttft_p99_s")[0] == pytest.approx(1.0 - 0.1 / 3)
@@ -107,7 +109,7 @@ def test_a_split_that_refuses_is_not_the_best():
 def test_nothing_is_concluded_where_no_split_serves_all():
     away = episode((9, 9, 1, 9, 9), 9, 0.1)
     for static in away["statics"]:
-        static["unserved_tokens"] = 0.02
+        static[WORST_CLASS] = 0.02
     assert result(away).verdict == "turns away"
 
 
@@ -149,7 +151,7 @@ def test_platforms_leave_an_eighth_of_the_memory_and_the_first_is_the_default():
 
 
 def test_finished_episodes_are_not_run_again(tmp_path, monkeypatch):
-    asked = (Case(PLATFORMS[0], scenario="mix-shift"), 10_001, tmp_path)
+    asked = opportunity.Question(Case(PLATFORMS[0], scenario="mix-shift"), 10_001, False, tmp_path)
     monkeypatch.setattr(opportunity, "measure", lambda *_: episode((9, 9, 1, 9, 9), 3, 1))
     first = opportunity._answer(asked)
     (file,) = tmp_path.iterdir()
@@ -183,8 +185,21 @@ def test_a_case_without_an_episode_is_left_out(monkeypatch, capsys):
     monkeypatch.setattr(Case, "calibrated", lambda case: case)
     monkeypatch.setattr(Case, "workload", nobody)
     with pytest.raises(ValueError, match="no case is left"):
-        opportunity._calibrated([Case(PLATFORMS[0], trace="own.npz")])
+        opportunity._with_traffic([Case(PLATFORMS[0], trace="own.npz")], 1)
     assert "own on qwen3-next-80b-a3b@h200 is left out: own: the episode has 0 rows" in capsys.readouterr().err
+
+
+def test_a_seed_without_traffic_is_passed_over_and_the_map_says_how_far_it_went(monkeypatch):
+    class Rare:
+        def episode(self, part, seed):
+            if seed in (10_000, 10_002):
+                raise TraceError("the episode has 0 rows")
+
+    case = Case(PLATFORMS[0], scenario="burst")
+    monkeypatch.setattr(Case, "workload", lambda case: Rare())
+    assert opportunity._with_traffic([case], 3) == {case: [10_001, 10_003, 10_004]}
+    episodes = [{**episode((9, 9, 1, 9, 9), 9, 0.1), "seed": seed} for seed in (10_001, 10_003, 10_004)]
+    assert result(*episodes).as_json()["last_seed"] == 10_004
 
 
 @pytest.mark.parametrize(

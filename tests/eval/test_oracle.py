@@ -20,6 +20,7 @@ from hbmgym.eval.oracle import (
     phase_oracle,
 )
 from hbmgym.eval.rollout import run_episode
+from hbmgym.eval.statics import WORST_CLASS
 
 from .traffic import CONFIG, MIX
 
@@ -122,7 +123,7 @@ def test_the_best_replay_is_the_cheapest_candidate():
     episode, core, shares = MIX.episode("validation", 10_000), Core(CONFIG), [0.2, 0.5, 0.8]
     statics = []
     for share in shares:
-        unserved = run_episode(StaticController(share), core, episode).cell["unserved_tokens"]
+        unserved = run_episode(StaticController(share), core, episode).cell[WORST_CLASS]
         statics.append((arrival_costs(core, episode), unserved))
     figures = [np.array(column) for column in zip(*statics, strict=True)]
     found = run_episode(best_path(core, episode, shares, *figures), core, episode).cell["cost"]

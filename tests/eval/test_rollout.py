@@ -39,6 +39,7 @@ FIELDS = {
         "rejected",
         "unfinished",
         "unserved_tokens",
+        "worst_class_unserved",
         "bytes_migrated",
         "moves_per_hour",
         "gib_migrated_per_hour",

@@ -66,7 +66,7 @@ def test_the_figures_are_those_of_a_comparison(found, trace):
     result = compare(bench, list(dict.fromkeys(names)), seeds, jobs=1, oracle=False, progress=False).results[0]
     for row in rows:
         if row["controller"]:
-            for figure in ("cost", "ttft_p99_s", "hit_rate", "unserved_tokens", "slo_violation_rate"):
+            for figure in ("cost", "ttft_p99_s", "hit_rate", "worst_class_unserved", "slo_violation_rate"):
                 assert row[figure] == result.mean(row["controller"], figure)
             columns = (result.column(name, "cost") for name in (row["controller"], result.best_static))
             assert row["over_best"] == list(relative_difference(*columns))
@@ -98,7 +98,7 @@ def test_json_has_these_fields(found):
     assert advice["default"] == "vLLM's padded pool"
     assert [row["name"] for row in advice["moving"]["rows"]] == ["gradient", "convex", "helm"]
     assert set(advice["curve"][0]) == {
-        *("kv_share", "slots", "cost", "hit_rate", "unserved_tokens", "admitted", "binding")
+        *("kv_share", "slots", "cost", "hit_rate", "worst_class_unserved", "admitted", "binding")
     }
     assert [own["seed"] for own in advice["traffic"]["episodes"]] == seeds_for("validation", 2)
 

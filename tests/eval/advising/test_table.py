@@ -35,7 +35,7 @@ def test_the_search_finds_what_a_comparison_of_all_splits_finds(runs, comparison
     assert best == comparison.best_static
     assert len(tried) < len(GRID)
     for name in tried:
-        for figure in ("cost", "ttft_p99_s", "hit_rate", "unserved_tokens"):
+        for figure in ("cost", "ttft_p99_s", "hit_rate", "worst_class_unserved"):
             assert runs.column(name, figure) == comparison.column(name, figure)
 
 
