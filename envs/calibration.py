@@ -22,7 +22,7 @@ from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.generators import TrafficClass
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario, generate_class
 from hbmgym.envs.traces.trace import Trace, TraceError
-from hbmgym.files import write_atomically
+from hbmgym.files import locked, write_atomically
 from hbmgym.private import cache_folder
 from hbmgym.streams import say
 
@@ -132,11 +132,11 @@ def remember_rate(table: Path, group: AnyTraffic, config: ServingConfig, rate: f
 
 
 def _remember(table: Path, key: str, name: str, config: ServingConfig, found: Mapping[str, float]) -> None:
-    rates = _read(table)
     where = {"of": name, "model": config.model, "gpu": config.gpu, "hbm_gib": config.hbm_gib}
-    rates[key] = {**where, **found}  # type: ignore[dict-item]
     try:
-        write_atomically(table, (json.dumps(rates, indent=1, sort_keys=True) + "\n").encode())
+        with locked(table.parent):
+            rates = _read(table) | {key: {**where, **found}}  # type: ignore[dict-item]
+            write_atomically(table, (json.dumps(rates, indent=1, sort_keys=True) + "\n").encode())
     except OSError as error:
         say(f"the rate could not be kept for next time: {error}")
 

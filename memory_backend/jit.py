@@ -16,6 +16,7 @@ import importlib
 import multiprocessing
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from hbmgym.streams import say
 _PACKAGE = Path(__file__).resolve().parent.parent
 _KERNEL_FOLDERS = ("memory_backend", "envs", "controllers", "eval")
 _KEPT_CACHES = 8
+_KEPT_S = 24 * 3600.0
 # Of sources that hold kernels, intrinsics, dtypes, or dataclasses whose fields become those of a record.
 _MARKS = (b"kernel\n", b"@intrinsic\n", b"np.dtype(", b"Parameters:\n")
 
@@ -72,11 +74,13 @@ def _cache_folder() -> Path | None:
 
 
 def _forget_old_caches(base: Path, own: Path) -> None:
-    """Every edit of a kernel leaves a folder behind; those used last serve whoever goes back and forth."""
+    """Every edit of a kernel leaves a folder behind; those used last serve whoever goes back and forth. A process that
+    started within _KEPT_S may still read and write one of them."""
     os.utime(own)
     others = (folder for folder in base.glob("kernels-*") if folder != own)
     for folder in sorted(others, key=_used_at, reverse=True)[_KEPT_CACHES - 1 :]:
-        shutil.rmtree(folder, ignore_errors=True)
+        if _used_at(folder) < time.time() - _KEPT_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _used_at(folder: Path) -> float:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +87,17 @@ def test_a_table_keeps_what_it_has(shipped):
         ("class chat", "qwen3.5-4b", 4.0),
         ("class document", "qwen3.5-4b", 0.5),
     ]
+
+
+def test_processes_that_find_rates_at_the_same_time_lose_none(shipped):
+    script = (
+        "import sys; from pathlib import Path; from hbmgym.envs.calibration import _remember;"
+        "from hbmgym.envs.serving.config import ServingConfig\n"
+        "for i in range(20): _remember(Path(sys.argv[1]), f'{sys.argv[2]}-{i}', 'x', ServingConfig(), {'load': 1.0})"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", script, str(shipped), str(own)]) for own in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(json.loads(shipped.read_text())) == 40
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])

@@ -47,6 +47,14 @@ def test_of_old_caches_the_last_used_are_kept_and_the_own_one_in_any_case(tmp_pa
     assert folders[-1].exists(), "it was used just before"
 
 
+def test_no_cache_is_taken_from_a_process_that_may_still_run(tmp_path):
+    folders = [tmp_path / f"kernels-{number:02}" for number in range(_KEPT_CACHES + 3)]
+    for folder in folders:
+        folder.mkdir()
+    _forget_old_caches(tmp_path, folders[0])
+    assert sorted(tmp_path.iterdir()) == folders
+
+
 def test_a_kernel_takes_in_what_it_calls_at_any_depth():
     assert (_both_sides(1), _right(1)) == (10, 6)
 
