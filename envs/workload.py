@@ -1,6 +1,6 @@
 """Workload: where episodes come from, a generated scenario or recorded traces, at a stated load."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -105,19 +105,20 @@ class TraceWorkload:
         )
 
 
-def seeds_with_rows(workload: Workload, part: Part, seeds: Sequence[int], count: int) -> list[int]:
-    """The first `count` of `seeds` whose episodes have rows: of rare traffic some have none. TraceError if too few
-    have."""
-    found: list[int] = []
+def episodes_with_rows(workload: Workload, part: Part, seeds: Sequence[int], count: int) -> Iterator[Episode]:
+    """Those of the first `count` of `seeds` that have rows: of rare traffic some have none. TraceError, at the end, if
+    too few have."""
+    left = count
     for seed in seeds[: MOST_TRIES * count]:
         try:
-            workload.episode(part, seed)
+            episode = workload.episode(part, seed)
         except TraceError as error:
             nothing = error
-        else:
-            found.append(seed)
-        if len(found) == count:
-            return found
+            continue
+        yield episode
+        left -= 1
+        if not left:
+            return
     raise nothing
 
 

@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,12 +27,13 @@ from tqdm import tqdm
 from hbmgym.envs.platforms import PLATFORMS, find_platform
 from hbmgym.envs.serving.core import make_layout, setup_hash
 from hbmgym.envs.serving.shortage import ONE_BUFFER
+from hbmgym.envs.traces.episode import Episode
 from hbmgym.envs.traces.jitter import SPREAD
 from hbmgym.envs.traces.load import load_trace
 from hbmgym.envs.traces.scenarios import SCENARIOS, find_scenario
 from hbmgym.envs.traces.seeds import SEED_RANGES, seeds_for
 from hbmgym.envs.traces.trace import TraceError
-from hbmgym.envs.workload import seeds_with_rows
+from hbmgym.envs.workload import episodes_with_rows
 from hbmgym.eval.cells import make_folder, write_json
 from hbmgym.eval.comparison import RHO_SHARES
 from hbmgym.eval.load import rho
@@ -47,6 +48,7 @@ from hbmgym.eval.table import UNBOUNDED_WIDTH
 from hbmgym.files import write_atomically
 from hbmgym.processes import Workers
 
+Figures = dict[str, Any]
 WORDS = ("case", "platform", "verdict")
 COLUMNS = (
     *("case", "platform", "rho", "best share", "cost"),
@@ -80,10 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = Path(options.out)
     with user_errors():
         seeds_for("validation", options.seeds)
-        chosen = _with_traffic(_cases(options), options.seeds)
+        chosen = _calibrated(_cases(options))
         make_folder(folder / "episodes")
     with in_one_line(TraceError, kept=f"finished episodes are in {folder} and will not be run again"):
-        results = _results(chosen, folder, options.jobs)
+        results = _results(chosen, options.seeds, folder / "episodes", options.jobs)
         _print_map(results)
         write_json(folder / "map.json", [result.as_json() for result in results])
         write_atomically(folder / "map.md", _markdown(results).encode())
@@ -103,57 +105,79 @@ def _cases(options: OpportunityOptions) -> list[Case]:
     return cases(scenarios, options.trace, platforms, options.spread)
 
 
-def _with_traffic(chosen: Sequence[Case], count: int) -> dict[Case, list[int]]:
-    """The seeds of `count` episodes of each, at the load that is found for it; without those for which none can be
-    found, or so small a one that next to nothing arrives: they leave a line."""
-    found = {}
+def _calibrated(chosen: Sequence[Case]) -> list[Case]:
+    """Without those that no load can be found for; they leave a line."""
+    found = []
     for case in chosen:
         try:
-            calibrated = case.calibrated()
-            found[calibrated] = seeds_with_rows(calibrated.workload(), "validation", SEED_RANGES["validation"], count)
+            found.append(case.calibrated())
         except ValueError as reason:
-            print(f"{case.name} is left out: {reason}", file=sys.stderr)
+            _leave_out(case, str(reason))
     if not found:
-        raise ValueError("no case is left: give other scenarios, traces or platforms")
+        raise ValueError(_NO_CASE)
     return found
 
 
-def _results(chosen: Mapping[Case, Sequence[int]], folder: Path, jobs: int) -> list[CaseResult]:
-    """In the order of the cases, whose seeds are given."""
-    questions = [
-        Question(case, seed, seed == seeds[0], folder / "episodes") for case, seeds in chosen.items() for seed in seeds
-    ]
+_NO_CASE = "no case is left: give other scenarios, traces or platforms"
+
+
+def _leave_out(case: Case, reason: str) -> None:
+    print(f"{case.name} is left out: {reason}", file=sys.stderr)
+
+
+def _results(chosen: Sequence[Case], episodes: int, folder: Path, jobs: int) -> list[CaseResult]:
+    """In the order of the cases."""
+    questions = [Question(case, episodes, folder) for case in chosen]
     with Workers(jobs) as workers:
-        answers = workers.map(_answer, questions, lambda question: f"{question.case.name}, seed {question.seed}")
-        found = list(tqdm(answers, total=len(questions), desc="episodes", disable=not sys.stderr.isatty()))
+        answers = workers.map(_answer, questions, lambda question: question.case.name)
+        found = list(tqdm(answers, total=len(questions), desc="cases", disable=not sys.stderr.isatty()))
+    return _told(chosen, found)
+
+
+def _told(chosen: Sequence[Case], answers: Sequence[list[Figures] | str]) -> list[CaseResult]:
+    """Without the cases at whose load next to nothing arrives: they leave a line."""
     results = []
-    for case, seeds in chosen.items():
-        episodes, found = found[: len(seeds)], found[len(seeds) :]
-        results.append(CaseResult(case.workload_name, case.platform.name, _rho(episodes[0]), episodes))
+    for case, episodes in zip(chosen, answers, strict=True):
+        if isinstance(episodes, str):
+            _leave_out(case, episodes)
+        else:
+            results.append(CaseResult(case.workload_name, case.platform.name, _rho(episodes[0]), episodes))
+    if not results:
+        raise TraceError(_NO_CASE)
     return results
 
 
-def _rho(first: dict[str, Any]) -> float:
+def _rho(first: Figures) -> float:
     return float("inf") if first["rho"] is None else float(first["rho"])
 
 
 class Question(NamedTuple):
-    """An episode that is to be measured."""
+    """A case of which so many episodes are to be measured; their figures are kept in `folder`."""
 
     case: Case
-    seed: int
-    is_first: bool
-    """Of its case: rho is found in it."""
+    episodes: int
     folder: Path
 
 
-def _answer(question: Question) -> dict[str, Any]:
-    """The figures of one episode: read if they are there, else measured and kept. The first one has the case's rho."""
-    case, seed, is_first, folder = question
+def _answer(question: Question) -> list[Figures] | str:
+    """The figures of the first episodes that have rows, of which the first has the case's rho; or why there are too few
+    of them."""
+    found: list[Figures] = []
+    episodes = episodes_with_rows(question.case.workload(), "validation", SEED_RANGES["validation"], question.episodes)
+    try:
+        for episode in episodes:
+            found.append(_figures(question.case, episode, not found, question.folder))
+    except TraceError as reason:
+        return str(reason)
+    return found
+
+
+def _figures(case: Case, episode: Episode, is_first: bool, folder: Path) -> Figures:
+    """Read if they are there, else measured and kept."""
     config = case.platform.config
-    episode = case.workload().episode("validation", seed)
     # Another setup or other traffic is another episode, so it is measured again.
-    file = folder / f"{case.workload_name}-{case.platform.name}-{seed}-{cell_hash(setup_hash(config), episode)}.json"
+    digest = cell_hash(setup_hash(config), episode)
+    file = folder / f"{case.workload_name}-{case.platform.name}-{episode.seed}-{digest}.json"
     if (kept := _kept(file)) is not None:
         return kept
     figures = measure(config, episode)
@@ -165,7 +189,7 @@ def _answer(question: Question) -> dict[str, Any]:
     return figures
 
 
-def _kept(file: Path) -> dict[str, Any] | None:
+def _kept(file: Path) -> Figures | None:
     """What a file holds; None where it is missing or damaged."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from hbmgym.envs.serving.config import GIB
 from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.seeds import SEED_RANGES
-from hbmgym.envs.workload import seeds_with_rows
+from hbmgym.envs.workload import episodes_with_rows
 from hbmgym.eval.cells import Bench, Runner, Task
 from hbmgym.eval.comparison import COARSE_STEP, static_shares
 from hbmgym.eval.intervals import Interval, relative_difference
@@ -115,7 +115,8 @@ def measure(
             for place, case in enumerate(own):
                 grid = tuple(map(static_name, sorted({*shares, case.best_share}))) if shares else ()
                 everyone = list(dict.fromkeys((case.best_static, *names, *grid)))
-                used = seeds_with_rows(bench.workloads[place], "validation", seeds, count)
+                episodes = episodes_with_rows(bench.workloads[place], "validation", seeds, count)
+                used = [episode.seed for episode in episodes]
                 tasks = [Task(name, place, seed) for name in everyone for seed in used]
                 found = runner.run(tasks, f"{len(regrets) + 1} of {len(cases)}: {case.traffic.name}")
                 by_row = [found[i * count : (i + 1) * count] for i in range(len(everyone))]

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from hbmgym.envs.platforms import PLATFORMS
 from hbmgym.envs.serving.core import Core
 from hbmgym.envs.traces.trace import TraceError
+from hbmgym.envs.workload import ScenarioWorkload
 from hbmgym.eval import opportunity
 from hbmgym.eval.opportunities.cases import Case
 from hbmgym.eval.opportunities.measure import FIGURES, both_pools_full, measure
@@ -151,7 +152,7 @@ def test_platforms_leave_an_eighth_of_the_memory_and_the_first_is_the_default():
 
 
 def test_finished_episodes_are_not_run_again(tmp_path, monkeypatch):
-    asked = opportunity.Question(Case(PLATFORMS[0], scenario="mix-shift"), 10_001, False, tmp_path)
+    asked = opportunity.Question(Case(PLATFORMS[0], scenario="mix-shift"), 1, tmp_path)
     monkeypatch.setattr(opportunity, "measure", lambda *_: episode((9, 9, 1, 9, 9), 3, 1))
     first = opportunity._answer(asked)
     (file,) = tmp_path.iterdir()
@@ -159,7 +160,7 @@ def test_finished_episodes_are_not_run_again(tmp_path, monkeypatch):
     assert opportunity._answer(asked) == first
     file.write_text(file.read_text()[:100])  # damaged, so it is measured anew
     monkeypatch.setattr(opportunity, "measure", lambda *_: episode((9, 9, 2, 9, 9), 3, 1))
-    assert opportunity._answer(asked)["statics"][2]["cost"] == 2
+    assert opportunity._answer(asked)[0]["statics"][2]["cost"] == 2
 
 
 def test_ctrl_c_while_the_map_is_drawn_leaves_no_half_a_picture(tmp_path, monkeypatch, capsys):
@@ -178,28 +179,43 @@ def test_ctrl_c_while_the_map_is_drawn_leaves_no_half_a_picture(tmp_path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes", "map.json", "map.md"]
 
 
-def test_a_case_without_an_episode_is_left_out(monkeypatch, capsys):
-    def nobody(case):
-        raise TraceError(f"{case.workload_name}: the episode has 0 rows")
+class Rare:
+    """Traffic of which some seeds have none."""
 
-    monkeypatch.setattr(Case, "calibrated", lambda case: case)
-    monkeypatch.setattr(Case, "workload", nobody)
-    with pytest.raises(ValueError, match="no case is left"):
-        opportunity._with_traffic([Case(PLATFORMS[0], trace="own.npz")], 1)
-    assert "own on qwen3-next-80b-a3b@h200 is left out: own: the episode has 0 rows" in capsys.readouterr().err
+    def __init__(self, *empty):
+        self.empty = empty
+
+    def episode(self, part, seed):
+        if seed in self.empty:
+            raise TraceError("own: the episode has 0 rows")
+        return ScenarioWorkload("steady-chat", {"chat": 1.0}, 1.0, 64).episode(part, seed)
 
 
-def test_a_seed_without_traffic_is_passed_over_and_the_map_says_how_far_it_went(monkeypatch):
-    class Rare:
-        def episode(self, part, seed):
-            if seed in (10_000, 10_002):
-                raise TraceError("the episode has 0 rows")
+@pytest.fixture
+def measured(monkeypatch):
+    """Episodes are not run, but have their seeds in what is told of them."""
+    told = episode((9, 9, 1, 9, 9), 9, 0.1)
+    monkeypatch.setattr(opportunity, "measure", lambda config, episode: told | {"seed": episode.seed})
+    monkeypatch.setattr(opportunity, "rho", lambda *_: 0.5)
 
+
+def test_a_seed_without_traffic_is_passed_over_and_the_map_says_how_far_it_went(measured, monkeypatch, tmp_path):
     case = Case(PLATFORMS[0], scenario="burst")
-    monkeypatch.setattr(Case, "workload", lambda case: Rare())
-    assert opportunity._with_traffic([case], 3) == {case: [10_001, 10_003, 10_004]}
-    episodes = [{**episode((9, 9, 1, 9, 9), 9, 0.1), "seed": seed} for seed in (10_001, 10_003, 10_004)]
-    assert result(*episodes).as_json()["last_seed"] == 10_004
+    monkeypatch.setattr(Case, "workload", lambda case: Rare(10_000, 10_002))
+    answer = opportunity._answer(opportunity.Question(case, 3, tmp_path))
+    assert [own["seed"] for own in answer] == [10_001, 10_003, 10_004]
+    (found,) = opportunity._told([case], [answer])
+    assert (found.rho, found.as_json()["last_seed"]) == (0.5, 10_004)
+
+
+def test_a_case_of_which_too_few_seeds_have_traffic_is_left_out(measured, monkeypatch, tmp_path, capsys):
+    cases = [Case(PLATFORMS[0], trace="own.npz"), Case(PLATFORMS[0], scenario="burst")]
+    monkeypatch.setattr(Case, "workload", lambda case: Rare(*(range(10_001, 10_008) if case.trace else ())))
+    answers = [opportunity._answer(opportunity.Question(case, 2, tmp_path)) for case in cases]
+    assert [found.name for found in opportunity._told(cases, answers)] == ["burst"]
+    assert "own on qwen3-next-80b-a3b@h200 is left out: own: the episode has 0 rows" in capsys.readouterr().err
+    with pytest.raises(TraceError, match="no case is left"):
+        opportunity._told(cases[:1], answers[:1])
 
 
 @pytest.mark.parametrize(
