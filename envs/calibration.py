@@ -135,7 +135,7 @@ def _remember(table: Path, key: str, name: str, config: ServingConfig, found: Ma
     where = {"of": name, "model": config.model, "gpu": config.gpu, "hbm_gib": config.hbm_gib}
     try:
         with locked(table.parent):
-            rates = _read(table) | {key: {**where, **found}}  # type: ignore[dict-item]
+            rates = _read(table) | {key: {**where, **found}}
             write_atomically(table, (json.dumps(rates, indent=1, sort_keys=True) + "\n").encode())
     except OSError as error:
         say(f"the rate could not be kept for next time: {error}")
