@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hbmgym.controllers.actions import DEFAULT_MAX_STEP, Steps
+from hbmgym.controllers.actions import DEFAULT_MAX_STEP_PER_S, Steps, check_max_step_per_s
 from hbmgym.controllers.base import Decision, Setup
 
 
@@ -15,23 +15,22 @@ class RandomParameters:
 
     seed: int = 0
     """Every episode walks alike."""
-    max_step: float = DEFAULT_MAX_STEP
-    """Largest change of kv_share in one window; the environment's."""
+    max_step_per_s: float = DEFAULT_MAX_STEP_PER_S
+    """Largest change of kv_share per second; the environment's."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.max_step <= 1.0:
-            raise ValueError(f"random: max_step is {self.max_step}, expected a share above 0 and at most 1")
+        check_max_step_per_s(self.max_step_per_s, "random: ")
 
 
 class RandomController:
-    """Wants max_step times a uniform draw from [-1, 1] more each window, within the bounds."""
+    """Wants a window's largest change times a uniform draw from [-1, 1] more each window, within the bounds."""
 
     name = "random"
     fixed_share: float | None = None
 
     def __init__(self, parameters: RandomParameters | None = None) -> None:
         self.parameters = parameters or RandomParameters()
-        self._steps = Steps(max_step=self.parameters.max_step)
+        self._steps = Steps(max_step_per_s=self.parameters.max_step_per_s)
 
     def reset(self, setup: Setup) -> None:
         self._steps.reset(setup)

@@ -14,6 +14,7 @@ from hbmgym.controllers.convex.controller import ConvexController
 from hbmgym.controllers.demand import DemandController
 from hbmgym.controllers.floor import floored
 from hbmgym.controllers.gradient import GradientController
+from hbmgym.controllers.helm.controller import HelmController
 from hbmgym.controllers.helm.policy import Policy, PolicyError
 from hbmgym.controllers.helm.ppo import PpoController
 from hbmgym.controllers.helm.variants import (
@@ -68,10 +69,13 @@ KNOWN_CONTROLLERS = (
 )
 
 
-def make_controller(spec: str) -> Controller:
+def make_controller(spec: str, window_s: float | None = None) -> Controller:
     """The controller that `spec` names, see KNOWN_CONTROLLERS, over a ShareFloor where it may move; ValueError in one
-    line when there is none."""
-    return floored(_make(spec))
+    line when there is none, or when it is to decide every `window_s` and was not trained for that."""
+    controller = _make(spec)
+    if window_s is not None and isinstance(controller, HelmController):
+        controller.check_window(window_s)
+    return floored(controller)
 
 
 def _make(spec: str) -> Controller:

@@ -18,32 +18,34 @@ from hbmgym.controllers.base import HOLD, Decision, Setup
 class TailBlameParameters:
     """RobinHood's tax, and when it is raised."""
 
-    tax: float = 0.01
-    """Share of its own memory that each pool gives up per window."""
+    tax_per_s: float = 0.002
+    """Share of its own memory that each pool gives up per second: RobinHood's 1 % every 5 s."""
     least_blame: float = 0.01
     """Share of the window that both pools together must have cost; ours: below, the tail is not made by memory."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.tax <= 1.0:
-            raise ValueError(f"tail-blame: tax is {self.tax}, expected a share above 0 and at most 1")
+        if not 0.0 < self.tax_per_s <= 1.0:
+            raise ValueError(
+                f"tail-blame: tax_per_s is {self.tax_per_s}, expected a share per second above 0 and at most 1"
+            )
         if not 0.0 <= self.least_blame < 1.0:
             raise ValueError(f"tail-blame: least_blame is {self.least_blame}, expected a share below 1")
 
 
 class TailBlameController:
-    """kv_share += tax (KV's part of the blame - kv_share), while requests miss their SLOs."""
+    """kv_share += tax_per_s window_s (KV's part of the blame - kv_share), while requests miss their SLOs."""
 
     fixed_share: float | None = None
 
     def __init__(self, parameters: TailBlameParameters | None = None, name: str = "tail-blame") -> None:
         self.parameters = parameters or TailBlameParameters()
         self.name = name
-        self._steps = Steps(max_step=self.parameters.tax)
+        self._steps = Steps(max_step_per_s=self.parameters.tax_per_s)
 
     @classmethod
     def fast(cls) -> "TailBlameController":
         """Five times RobinHood's tax, which was chosen for twenty caches; here two have to answer within minutes."""
-        return cls(TailBlameParameters(tax=0.05), "tail-blame-fast")
+        return cls(TailBlameParameters(tax_per_s=0.01), "tail-blame-fast")
 
     def reset(self, setup: Setup) -> None:
         self._steps.reset(setup)

@@ -54,13 +54,16 @@ RANGES: Mapping[str, Mapping[str, Range | Choice]] = {
         "ratio_threshold": Range(1.01, 2.0, log=True),
     },
     "tail-blame": {
-        "tax": Range(0.002, 0.3, log=True),
+        "tax_per_s": Range(0.0004, 0.06, log=True),
         "least_blame": Range(0.0005, 0.1, log=True),
     },
     "gradient": {
         "ghost": MARGINAL_STEPS,
+        "tail": MARGINAL_STEPS,
         "credit_per_s": Range(0.003, 3.0, log=True),
-        "max_step": Range(0.005, 0.3, log=True),
+        "tail_weight": Range(0.0, 2.0),
+        "demand_per_s": Range(0.0003, 0.1, log=True),
+        "max_step_per_s": Range(0.001, 0.06, log=True),
     },
     "bandit": {
         "exploration": Range(0.01, 3.0, log=True),

@@ -71,7 +71,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
 
     | id                                | action a means                                                        |
     |-----------------------------------|-----------------------------------------------------------------------|
-    | `hbmgym/HbmPartition-v0`          | the wanted kv_share changes by 0.1 a                                  |
+    | `hbmgym/HbmPartition-v0`          | the wanted kv_share changes by 0.02 a per second, 0.1 a in 5 s        |
     | `hbmgym/HbmPartitionAbsolute-v0`  | the wanted kv_share is a, mapped linearly from [-1, 1] onto the bounds |
 
     The bounds are the smallest and the largest share that can be realised. The wanted share is a real number, kept
@@ -232,7 +232,7 @@ class HbmPartitionEnv(gym.Env[np.ndarray, np.ndarray]):
         self._windows = self._skipped_windows(options or {})
         self.core.run_windows(self._windows)
         share, layout = float(telemetry.kv_share_requested), self.core.layout
-        self._action.reset(share, layout)
+        self._action.reset(share, layout, self.core.config.window_s)
         self._floor.reset(layout, layout.share_bounds, share)
         if self.render_mode == "rgb_array":
             self._figure = self._figure or HistoryFigure()

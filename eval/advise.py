@@ -25,12 +25,13 @@ from hbmgym.envs.serving.core import make_layout
 from hbmgym.envs.traces.scenarios import SCENARIOS
 from hbmgym.envs.traces.trace import TraceError
 from hbmgym.envs.workload import PaperTrafficWorkload, ScenarioWorkload, TraceWorkload
-from hbmgym.eval.advising.advice import Advice, advise
+from hbmgym.eval.advising.advice import MOVERS, Advice, advise
 from hbmgym.eval.advising.metered import of_scrapes, read_metered
 from hbmgym.eval.advising.report import report
 from hbmgym.eval.advising.traffic import Traffic, of_scenario, of_trace
 from hbmgym.eval.cells import Bench, Runner, UnusableFolder, check_folder, claimed, shown_anyway, write_json
 from hbmgym.eval.options import ServingOptions, say_notices
+from hbmgym.eval.rows import find_row
 from hbmgym.memory_backend.geometry import find_model
 
 SOURCES = ("trace", "scenario", "from_prometheus")
@@ -110,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_folder(Path(options.out))  # before traffic is read
         config = options.serving_config()
         make_layout(config)  # weights that do not fit are refused first
+        for name in MOVERS:
+            find_row(name, config)
         traffic = options.traffic(config)
     bench = Bench(config, traffic.workloads, "all")
     progress = options.progress and sys.stderr.isatty()

@@ -65,6 +65,7 @@ class ServingOptions:
     tensor_parallel: int = option(_DEFAULTS.tensor_parallel, "GPUs that share the weights, pages and slots")
     expert_parallel: int = option(_DEFAULTS.expert_parallel, "GPUs of these that share the experts out whole")
     hbm_gib: float = option(_DEFAULTS.hbm_gib, "GiB of HBM for both pools together, on each GPU")
+    window_s: float = option(_DEFAULTS.window_s, "seconds between two decisions of a controller")
     load: float = option(1.0, "multiplies the arrival rate; 1 is as recorded, or as calibrated")
     loop: str = option("open", "open: fixed arrivals; closed: a turn follows the end of the turn before", choices=LOOPS)
     spread: bool = option(True, SPREAD)
@@ -134,6 +135,7 @@ class ServingOptions:
             slots_per_request=parse_slots_per_request(self.slots_per_request, self.draft_tokens),
             draft_tokens=self.draft_tokens,
             prefill_budget=self.prefill_chunk,
+            window_s=self.window_s,
             receive_interval=self.receive_interval,
             long_prefill_tokens=self.long_prefill_tokens,
             max_long_prefills=self.max_long_prefills,

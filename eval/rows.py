@@ -58,7 +58,7 @@ def is_split(name: str) -> bool:
 
 
 def find_row(name: str, table: ServingConfig) -> Row:
-    """The row that `name` stands for; ValueError in one line when there is none."""
+    """The row that `name` stands for; ValueError in one line when there is none, or none for the table's windows."""
     if name == DEFAULT:
         row = Row(name, default_controller(table))
     elif name in RULES:
@@ -68,7 +68,7 @@ def find_row(name: str, table: ServingConfig) -> Row:
         # A path may have an @ as well.
         policies = _policies(name, rules) if at and _look_like_rules(rules) else ()
         controller = controller if policies else name
-        title = make_controller(controller).name
+        title = make_controller(controller, table.window_s).name
         row = Row(f"{title}@{rules}" if policies else title, controller, policies)
     row.config(table)
     return row

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"--seeds {options.seeds} and --jobs {options.jobs} must be at least 1")
         first = next(iter(configs.values()))
         options = dataclasses.replace(options, at=options.at or default_controller(first))
-        make_controller(options.at)
+        make_controller(options.at, first.window_s)
         if options.moving:
             row_names(options.moving, first)
         # One list for each rule, as some have pages of their own.

@@ -39,7 +39,7 @@ def learn(options: TrainOptions, folder: Path, training: Sequence[Domain], valid
     Continues from the run's last checkpoint if it has one. Ctrl-C, SIGTERM and SIGHUP leave a checkpoint behind.
     """
     torch.set_num_threads(1)
-    header = Header(action_kind="absolute" if options.absolute else "incremental", training=_facts(options, training))
+    header = _header(options, training)
     judge = Validation(validation, folder, options.eval_freq, header)
     env = make_envs(options, training)
     checkpoint = last_checkpoint(folder)
@@ -129,6 +129,15 @@ def _make_logger(folder: Path, steps: int) -> Logger:
     """A run that goes on keeps the progress it has: each stretch writes a file of its own."""
     suffix = f"_{steps}" if steps else ""
     return Logger(str(folder), [make_output_format(kind, str(folder), suffix) for kind in ("csv", "tensorboard")])
+
+
+def _header(options: TrainOptions, training: Sequence[Domain]) -> Header:
+    windows_s = [domain.config.window_s for domain in training]
+    return Header(
+        action_kind="absolute" if options.absolute else "incremental",
+        windows_s=(min(windows_s), max(windows_s)),
+        training=_facts(options, training),
+    )
 
 
 def _facts(options: TrainOptions, training: Sequence[Domain]) -> dict[str, object]:

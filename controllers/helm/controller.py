@@ -39,7 +39,7 @@ _NAMES = (*_PARAMETERS, *RULE_FIELDS, *RESIDUAL_FIELDS, *BURST_FIELDS, *CAP_FIEL
 _NEW, _RUNNING, _RESTORED = 0.0, 1.0, 2.0
 _STATE = np.dtype((np.record, [(name, "f8") for name in _NAMES]))
 # Those that say under what a state was learned.
-_GIVEN = (*_PARAMETERS, "low", "high", "hold", "max_step", "absolute", "refill_per_s")
+_GIVEN = (*_PARAMETERS, "low", "high", "hold", "step", "absolute", "refill_per_s")
 _TELEMETRY = np.dtype((np.record, TELEMETRY))
 _NONE_YET = ("told", "first_cost", "cost_before", "forced_cost", "cap")
 
@@ -129,7 +129,9 @@ class HelmController:
         self._observation = np.zeros(OBSERVATION_SIZE, np.float32)
 
     def reset(self, setup: Setup) -> None:
-        """Forget everything, also what was learned: `restore` brings that back."""
+        """Forget everything, also what was learned: `restore` brings that back. ValueError in one line for windows that
+        the policy was not trained on."""
+        self.check_window(setup.window_s)
         self._base = base = self.policy or _static(0.5, setup)
         self._state = np.zeros(len(_NAMES))
         s = self._state.view(_STATE)[0]
@@ -137,12 +139,18 @@ class HelmController:
             s[name] = value
         if self.policy is None:
             s["least_strange"] = 0.0  # nobody has trained it for anything
-        prepare(s, base.header.action_kind, base.header.max_step, setup.layout, setup.kv_share_bounds)
+        header = base.header
+        prepare(s, header.action_kind, header.max_step_per_s, setup.window_s, setup.layout, setup.kv_share_bounds)
         s["refill_per_s"] = _refill_per_s(self.parameters.refill_part, setup)
         s["gate"], s["draws"], s["direction"] = self.parameters.gate_start, self.parameters.seed, 1.0
         for name in _NONE_YET:
             s[name] = math.nan
         self._network = (self._observation, base.low, base.high, base.packed, base.sizes, base.scratch)
+
+    def check_window(self, window_s: float) -> None:
+        """ValueError in one line for windows that the policy was not trained on."""
+        if self.policy is not None:
+            self.policy.header.check_window(window_s, self.name)
 
     def act(self, telemetry: np.record) -> Decision:
         share = _decide(np.frombuffer(telemetry, np.float64), self._state, *self._network)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from hbmgym.controllers.actions import ACTION_KINDS, DEFAULT_MAX_STEP
+from hbmgym.controllers.actions import ACTION_KINDS, DEFAULT_MAX_STEP_PER_S, check_max_step_per_s
 from hbmgym.controllers.helm.arrays import read_arrays, write_arrays
 from hbmgym.controllers.helm.mlp import forward
 from hbmgym.controllers.observation import OBSERVATION_NAMES
 
-VERSION = 2
+VERSION = 3
 """Of the file's layout; an older or newer file is refused."""
 
 Layers = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -34,8 +35,10 @@ class Header:
     """Names of the inputs, in order."""
     action_kind: str = "incremental"
     """One of ACTION_KINDS."""
-    max_step: float = DEFAULT_MAX_STEP
-    """Change of the wanted kv_share at action 1; unused by the absolute kind."""
+    max_step_per_s: float = DEFAULT_MAX_STEP_PER_S
+    """Change of the wanted kv_share per second at action 1; unused by the absolute kind."""
+    windows_s: tuple[float, float] = (5.0, 5.0)
+    """The shortest and the longest window that it was trained on, in seconds; with others it is refused."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Facts about the training run, for people; JSON values."""
     version: int = VERSION
@@ -51,12 +54,30 @@ class Header:
             raise TypeError("the header is not a JSON object")
         if values.get("version") != VERSION:
             raise ValueError(f"version is {values.get('version')!r}, expected {VERSION}")
-        header = cls(**{**values, "observation": tuple(values.get("observation", ()))})
+        listed = {name: tuple(values.get(name, ())) for name in ("observation", "windows_s")}
+        header = cls(**{**values, **listed})
         if header.action_kind not in ACTION_KINDS:
             raise ValueError(f"action_kind is {header.action_kind!r}, expected one of: {', '.join(ACTION_KINDS)}")
-        if not 0.0 < header.max_step <= 1.0:
-            raise ValueError(f"max_step is {header.max_step}, expected a share above 0 and at most 1")
+        check_max_step_per_s(header.max_step_per_s)
+        windows_s = header.windows_s
+        if len(windows_s) != 2 or not 0.0 < windows_s[0] <= windows_s[1] < math.inf:
+            raise ValueError(f"windows_s is {list(windows_s)}, expected [shortest, longest] in seconds, above 0")
         return header
+
+    def takes_window(self, window_s: float) -> bool:
+        """Was the policy trained on windows of that length?"""
+        least, most = self.windows_s
+        return least <= window_s <= most
+
+    def check_window(self, window_s: float, owner: str) -> None:
+        """ValueError in one line for windows that the policy, which `owner` runs, was not trained on."""
+        least, most = self.windows_s
+        if not self.takes_window(window_s):
+            windows = f"{least:g} s" if least == most else f"{least:g} to {most:g} s"
+            raise ValueError(
+                f"{owner} was trained on windows of {windows}, window_s is {window_s:g}: leave it out, take such "
+                f"windows, or train a policy on these (python train/ppo.py --window-s {window_s:g})"
+            )
 
 
 class Policy:
@@ -109,7 +130,8 @@ class Policy:
 
     def digest(self) -> str:
         """Tells this policy from others: of all that decides its actions."""
-        header = f"{self.header.observation} {self.header.action_kind} {self.header.max_step} {self.sizes.tolist()}"
+        h = self.header
+        header = f"{h.observation} {h.action_kind} {h.max_step_per_s} {h.windows_s} {self.sizes.tolist()}"
         return hashlib.sha256(
             header.encode() + self.packed.tobytes() + self.low.tobytes() + self.high.tobytes()
         ).hexdigest()

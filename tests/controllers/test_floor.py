@@ -1,6 +1,7 @@
 """The floor under every controller: the KV pool holds the largest request that the engine has."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from hbmgym.controllers.base import HOLD, Decision
 from hbmgym.controllers.floor import Floored, ShareFloor, floored
+from hbmgym.controllers.helm.policy import Policy
+from hbmgym.controllers.helm.variants import make_variant, shipped_policy
 from hbmgym.controllers.registry import KNOWN_CONTROLLERS, MOVING_CONTROLLERS, make_controller
 from hbmgym.controllers.static import StaticController
 from hbmgym.envs.serving.config import ServingConfig
@@ -118,11 +121,19 @@ BUSY = [Ask(0.2 * k, 500, 200) for k in range(100)]
 LONG = Ask(5.0, 420 * 64, 64)  # fits from a share of .86 on
 
 
+def _for_windows_of(window_s: float) -> Policy:
+    """The shipped policy, as if it had been trained on such windows."""
+    policy = shipped_policy()
+    header = dataclasses.replace(policy.header, windows_s=(window_s, window_s))
+    return Policy.from_layers(policy.layers, header, (policy.low, policy.high))
+
+
 @pytest.mark.parametrize("name", [*MOVING_CONTROLLERS, "helm", "helm-static-residual"])
 def test_every_controller_serves_a_request_that_the_machine_holds_while_the_engine_is_busy(name):
     asks = sorted([*BUSY, LONG], key=lambda ask: ask.arrival_s)
     core = Core(SMALL, check=True)
-    cell = run_episode(make_controller(name), core, make_episode(asks)).cell
+    controller = make_variant("helm", _for_windows_of(SMALL.window_s)) if name == "helm" else make_controller(name)
+    cell = run_episode(controller, core, make_episode(asks)).cell
     assert (cell["rejected"], cell["unfinished"], cell["unserved_tokens"]) == (0, 0, 0.0)
     assert set(core.requests["status"]) == {FINISHED}
     long = core.requests[asks.index(LONG)]

@@ -34,7 +34,7 @@ class PlainBase:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._steps = Steps(policy.header.action_kind, policy.header.max_step)
+        self._steps = Steps(policy.header.action_kind, policy.header.max_step_per_s)
 
     def reset(self, setup: Setup) -> None:
         self._steps.reset(setup)

@@ -65,7 +65,9 @@ def test_actions_are_clipped_means():
 
 
 def test_a_saved_policy_reads_back_the_same(tmp_path):
-    header = Header(action_kind=ACTION_KINDS[1], max_step=0.05, training={"seed": 3, "steps": 1e6})
+    header = Header(
+        action_kind=ACTION_KINDS[1], max_step_per_s=0.05, windows_s=(1.0, 15.0), training={"seed": 3, "steps": 1e6}
+    )
     policy = Policy.from_layers(make_layers(8, 8), header)
     policy.save(tmp_path / "run" / "policy.npz")
     read = Policy.load(tmp_path / "run" / "policy.npz")
@@ -73,6 +75,19 @@ def test_a_saved_policy_reads_back_the_same(tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["policy.npz"]
     for observation in make_observations(20):
         assert read.action(observation) == policy.action(observation)
+
+
+@pytest.mark.parametrize("windows_s", [(5.0, 5.0), (1.0, 15.0)])
+def test_windows_that_it_was_not_trained_on_are_refused(windows_s):
+    header = Header(windows_s=windows_s)
+    for window_s in windows_s:
+        header.check_window(window_s, "helm")
+    for window_s in (0.99 * windows_s[0], 30.0):
+        with pytest.raises(
+            ValueError, match=rf"helm was trained on windows of .* s, window_s is {window_s:g}: "
+        ) as error:
+            header.check_window(window_s, "helm")
+        assert "\n" not in str(error.value)
 
 
 def test_ranges_of_training_come_with_the_policy(saved):
@@ -151,7 +166,7 @@ def test_a_bare_array_is_refused(saved):
 
 def test_another_version_is_refused(saved):
     rewrite(saved, header=header_bytes(version=99))
-    assert "version is 99, expected 2" in refused(saved)
+    assert "version is 99, expected 3" in refused(saved)
 
 
 def test_other_observations_are_refused(saved):
@@ -160,7 +175,20 @@ def test_other_observations_are_refused(saved):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"action_kind": "relative"}, {"max_step": 7}, {"max_step": "large"}, {"colour": 1}, {"observation": 3}]
+    "changes",
+    [
+        {"action_kind": "relative"},
+        {"max_step_per_s": 7},
+        {"max_step_per_s": "large"},
+        {"windows_s": [15.0, 1.0]},
+        {"windows_s": [0.0, 5.0]},
+        {"windows_s": []},
+        {"windows_s": [5.0]},
+        {"windows_s": 5.0},
+        {"windows_s": ["a", "b"]},
+        {"colour": 1},
+        {"observation": 3},
+    ],
 )
 def test_bad_headers_are_refused(saved, changes):
     rewrite(saved, header=header_bytes(**changes))

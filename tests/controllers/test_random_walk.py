@@ -27,7 +27,7 @@ def test_it_wanders_through_the_bounds_in_steps():
     assert max(steps) <= 0.1 + LAYOUT.share_step + 1 / LAYOUT.chunks
 
 
-@pytest.mark.parametrize("max_step", [0.0, -0.1, 1.1])
-def test_impossible_parameters_are_refused(max_step):
-    with pytest.raises(ValueError, match="random: max_step"):
-        RandomParameters(max_step=max_step)
+@pytest.mark.parametrize("max_step_per_s", [0.0, -0.1, 1.1])
+def test_impossible_parameters_are_refused(max_step_per_s):
+    with pytest.raises(ValueError, match="random: max_step_per_s"):
+        RandomParameters(max_step_per_s=max_step_per_s)

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,22 @@ def test_ppo_steps_from_the_share_it_finds():
 def test_controllers_are_made_by_name(spec, name, fixed_share):
     controller = make_controller(spec)
     assert (controller.name, controller.fixed_share) == (name, fixed_share)
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "ppo"])
+def test_policies_take_no_windows_but_those_of_their_training(tmp_path, name):
+    constant_policy(0.1).save(tmp_path / "policy.npz")
+    spec = f"{name}:{tmp_path}"
+    make_controller(spec, 5.0)
+    with pytest.raises(ValueError, match=f"{name} was trained on windows of 5 s, window_s is 30: "):
+        make_controller(spec, 30.0)
+    with pytest.raises(ValueError, match=f"{name} was trained on windows of 5 s, window_s is 30: "):
+        make_controller(spec).reset(dataclasses.replace(SETUP, window_s=30.0))
+
+
+@pytest.mark.parametrize("spec", [*MOVING_CONTROLLERS, "static-.5", "sglang-0.9"])
+def test_rules_take_windows_of_any_length(spec):
+    make_controller(spec, 30.0).reset(dataclasses.replace(SETUP, window_s=30.0))
 
 
 @pytest.mark.parametrize("file", ["policy.npz", "best/policy.npz"])

@@ -10,13 +10,13 @@ TAX = 0.1
 
 
 def decide(**fields: float):
-    controller = TailBlameController(TailBlameParameters(tax=TAX))
+    controller = TailBlameController(TailBlameParameters(tax_per_s=TAX / SETUP.window_s))
     controller.reset(SETUP)
     return controller.act(served(SHARE, **fields))
 
 
 def test_robinhood_s_tax():
-    assert TailBlameParameters().tax == 0.01
+    assert TailBlameParameters().tax_per_s * 5.0 == 0.01
     assert TailBlameController().name == "tail-blame"
     assert TailBlameController.fast().name == "tail-blame-fast"
 
@@ -63,7 +63,7 @@ def test_small_taxes_add_up_to_a_slot():
     assert shares[2] == pytest.approx(SHARE + 3 * 0.01 * (1 - SHARE))
 
 
-@pytest.mark.parametrize(("tax", "least_blame"), [(0.0, 0.0), (1.1, 0.0), (0.01, 1.0), (0.01, -0.1)])
-def test_impossible_parameters_are_refused(tax, least_blame):
+@pytest.mark.parametrize(("tax_per_s", "least_blame"), [(0.0, 0.0), (1.1, 0.0), (0.01, 1.0), (0.01, -0.1)])
+def test_impossible_parameters_are_refused(tax_per_s, least_blame):
     with pytest.raises(ValueError, match=r"tail-blame: .* expected"):
-        TailBlameParameters(tax, least_blame)
+        TailBlameParameters(tax_per_s, least_blame)

@@ -208,10 +208,10 @@ def test_an_action_below_one_slot_holds_and_repeated_ones_add_up(env: HbmPartiti
     assert shares[-1] > start
 
 
-def test_an_increment_is_a_tenth_of_the_action_and_stays_within_the_bounds(env: HbmPartitionEnv) -> None:
+def test_an_increment_is_a_fiftieth_of_the_action_per_second_and_stays_within_the_bounds(env: HbmPartitionEnv) -> None:
     _, info = env.reset(seed=0)
     step = env.core.layout.share_step
-    wanted = info["kv_share_requested"] - 0.05
+    wanted = info["kv_share_requested"] - 0.5 * 0.02 * SERVING["window_s"]
     assert env.step(action(-0.5))[4]["kv_share_requested"] == pytest.approx(wanted, abs=step)
     for _ in range(10):
         lowest = env.step(action(-1.0))[4]["kv_share_requested"]

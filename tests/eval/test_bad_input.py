@@ -177,6 +177,7 @@ def test_a_damaged_real_trace_is_refused(script, workplace, refusal):
         (("--hbm-gib", "nan"), "hbm_gib is nan"),
         (("--hbm-gib", "much"), "--hbm-gib: invalid float value: 'much'"),
         (("--hbm-gib", "100"), "lower hbm_gib"),
+        (("--window-s", "0"), "window_s is 0.0, expected a finite number > 0"),
         (("--kv-dtype", "int3"), "choose one of fp32, bf16, fp16, fp8"),
         (("--state-dtype", "int3"), "choose one of fp32, bf16, fp16, fp8, int8"),
         (("--draft-tokens", "-1"), "draft_tokens is -1, expected 0 to 32"),
@@ -436,6 +437,19 @@ def test_a_reference_that_moves_the_split_is_named(refusal):
 )
 def test_an_unknown_controller_is_named(script, flag, refusal):
     assert "controller 'nobody' " in refusal(script, flag, "nobody")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("compare",),
+        ("compare", "--controllers", "static-0.5,helm-base@float"),
+        ("rules", "--moving", "helm"),
+        ("rules", "--at", "helm"),
+    ],
+)
+def test_windows_that_a_policy_was_not_trained_on_are_named(flags, refusal):
+    assert "was trained on windows of 5 s, window_s is 30: leave it out, " in refusal(*flags, "--window-s", "30")
 
 
 CASE = ("--scenario", "steady-chat", "--platform", "qwen3-next-80b-a3b@h200")

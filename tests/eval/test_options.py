@@ -25,3 +25,7 @@ def test_without_flags_it_is_the_default_configuration():
 
 def test_a_resize_can_suspend_what_runs():
     assert ServingOptions(transfers="suspend").serving_config().transfers == "suspend"
+
+
+def test_windows_may_have_another_length():
+    assert ServingOptions(window_s=30.0).serving_config().window_s == 30.0

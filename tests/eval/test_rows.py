@@ -64,6 +64,14 @@ def test_what_makes_no_row_is_one_line(name, said):
     assert "\n" not in str(error.value)
 
 
+def test_a_policy_makes_no_row_of_a_table_with_other_windows():
+    slow = dataclasses.replace(CONFIG, window_s=30.0)
+    for name in ("helm", "helm-base@priced"):
+        with pytest.raises(ValueError, match="was trained on windows of 5 s, window_s is 30: "):
+            find_row(name, slow)
+    assert find_row("gradient@priced", slow).controller == "gradient"
+
+
 def test_rows_under_other_rules_are_the_same_episodes_as_tables_of_their_own():
     names = ["static-0.5", "float", "static-0.5@retention=all"]
     with Runner(Bench(CONFIG, (MIX,), "validation"), 1, False) as runner:

@@ -143,7 +143,7 @@ def test_the_table_of_the_package_can_be_read():
         ('{"gradient": 1}', "is no table"),
         ('{"gradient": {"parameters": 1}}', "does not fit what may be tuned: run python eval/tune.py"),
         ('{"gradient": {"parameters": {"ghost": 0.1}}}', "does not fit what may be tuned"),
-        ('{"gradient": {"parameters": {"ghost": 9, "credit_per_s": 0.1, "max_step": "x"}}}', "does not fit"),
+        ('{"gradient": {"parameters": {"ghost": 9, "credit_per_s": 0.1, "max_step_per_s": "x"}}}', "does not fit"),
     ],
 )
 def test_a_controller_without_tuned_numbers_is_refused(table, content, named, capsys):

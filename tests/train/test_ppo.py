@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hbmgym.controllers.helm.policy import Header, Policy
 from hbmgym.controllers.observation import OBSERVATION_GROUPS, OBSERVATION_NAMES, OBSERVATION_SIZE
+from hbmgym.controllers.registry import make_controller
 from hbmgym.envs.hbm_partition import HbmPartitionEnv
 from hbmgym.train.actor import AVERAGED, AVERAGED_UPDATES, SEEN, actor_layers, average, export_policy
 from hbmgym.train.callbacks import Validation
@@ -96,6 +97,14 @@ def test_one_seed_gives_one_policy(flags, tmp_path):
         assert one.keys() == two.keys()
         assert all(np.array_equal(one[key], two[key]) for key in one)
     assert return_curve(tmp_path / "one") == return_curve(tmp_path / "two")
+
+
+def test_a_policy_knows_the_windows_that_it_was_trained_on(flags, tmp_path):
+    main(["--smoke", "--no-final", "--window-s", "10", "--out", str(tmp_path / "run"), *flags])
+    assert Policy.load(tmp_path / "run" / "policy.npz").header.windows_s == (10.0, 10.0)
+    make_controller(f"ppo:{tmp_path / 'run'}", 10.0)
+    with pytest.raises(ValueError, match="ppo was trained on windows of 10 s, window_s is 5: "):
+        make_controller(f"ppo:{tmp_path / 'run'}", 5.0)
 
 
 @pytest.mark.slow
