@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hbmgym.memory_backend.jit import subkernel
+from hbmgym.memory_backend.jit import rare_subkernel, subkernel
 
 LRU = 0  # of eviction.ORDERS
 
@@ -57,7 +57,7 @@ def part(pool, entry):
         pool.ages[age & (AGES - 1)] -= 1
 
 
-@subkernel
+@rare_subkernel
 def _count(pool):
     """Count by age what has joined since the last count."""
     meta = pool.meta

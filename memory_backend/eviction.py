@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from hbmgym.memory_backend.invariants import require
-from hbmgym.memory_backend.jit import kernel, subkernel
+from hbmgym.memory_backend.jit import kernel, rare_subkernel, subkernel
 from hbmgym.memory_backend.oplog import SSM
 from hbmgym.memory_backend.table import equal_records
 
@@ -276,7 +276,7 @@ def set_ends_in_state(pool, page, flag):
         _sift_down(pool, rank.place)
 
 
-@subkernel
+@rare_subkernel
 def offer(pool, entry):
     """Put a cached entry among those that may go, unless a resident page continues it."""
     meta = pool.meta
@@ -398,7 +398,7 @@ def _sift_down(pool, place):
     _put(pool, place, entry)
 
 
-@subkernel
+@rare_subkernel
 def _take_out(pool, entry):
     meta = pool.meta
     place = pool.ranks[entry].place

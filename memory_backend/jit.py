@@ -211,6 +211,16 @@ class _SubkernelLibrary(_KernelLibrary):
         """Without machine code there is no environment to set; one loaded from the cache has none either."""
 
 
+class _RareSubkernelLibrary(_SubkernelLibrary):
+    """One that stays a call."""
+
+    def _optimize_functions(self, module: Any) -> None:
+        super()._optimize_functions(module)
+        for function in module.functions:
+            if not function.is_declaration:
+                function.add_function_attribute("noinline")
+
+
 class _KernelCompiler(CompilerBase):  # type: ignore[misc]  # numba has no types
     """numba's compiler with another library for the code it makes, and only those passes that change kernels."""
 
@@ -244,6 +254,10 @@ class _SubkernelCompiler(_KernelCompiler):
     library_class = _SubkernelLibrary
 
 
+class _RareSubkernelCompiler(_KernelCompiler):
+    library_class = _RareSubkernelLibrary
+
+
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function`, to be called from Python and from kernels; with NUMBA_DISABLE_JIT=1 it stays Python."""
     if numba.config.DISABLE_JIT:
@@ -258,10 +272,18 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def subkernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function`, to be called from kernels only: leaving its Python wrapper out halves the compile time."""
-    compile_without_wrappers = numba.njit(
-        no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_SubkernelCompiler, **_OPTIONS
-    )
-    return _one_version(compile_without_wrappers(function))
+    return _without_wrappers(function, _SubkernelCompiler)
+
+
+def rare_subkernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for what is seldom called from where much time goes: it is never copied into its callers, which are then
+    small enough to be copied into theirs."""
+    return _without_wrappers(function, _RareSubkernelCompiler)
+
+
+def _without_wrappers(function: Callable[..., Any], compiler: type[_KernelCompiler]) -> Any:
+    compiled = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=compiler, **_OPTIONS)(function)
+    return _one_version(compiled)
 
 
 def _one_version(compiled: Any) -> Any:

@@ -95,7 +95,7 @@ class Pool(NamedTuple):
     ages: np.ndarray
     """int32, shape (AGES,): cached blocks by the time at which they joined the order."""
     joined_at: np.ndarray
-    """int32: the clock when an entry joined the order last."""
+    """int64: the clock when an entry joined the order last; an allocator may live for ever."""
 
 
 def make_pool(pool: int, block_bytes: int, chunk_bytes: int, chunks: int, total_chunks: int, order: int = LRU) -> Pool:
@@ -120,7 +120,7 @@ def make_pool(pool: int, block_bytes: int, chunk_bytes: int, chunks: int, total_
         starts,
         *make_ranks(order, blocks),
         np.zeros(AGES, np.int32),
-        np.zeros(blocks, np.int32),
+        np.zeros(blocks, np.int64),
     )
 
 

@@ -137,6 +137,31 @@ print(values[0])
     assert ended.stdout == "inf\n", ended.stderr
 
 
+def test_a_rare_subkernel_stays_a_call():
+    script = """
+from hbmgym.memory_backend.jit import kernel, rare_subkernel, subkernel
+
+@subkernel
+def _often(x):
+    return 3 * x
+
+@rare_subkernel
+def _seldom(x):
+    return 5 * x
+
+@kernel
+def either(x):
+    return _often(x) if x > 0 else _seldom(x)
+
+print(either(1), either(-1))
+(code,) = either.inspect_llvm().values()
+calls = [line for line in code.splitlines() if " call " in line]
+print(*(sum(name in line for line in calls) for name in ("_often", "_seldom")))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert ended.stdout == "3 -5\n0 1\n"
+
+
 @pytest.mark.parametrize("source", [convex, helm])
 def test_the_cache_notices_another_parameter(source):
     """Kernels read parameters by their place in a record: with a stale one they would read their neighbours."""
