@@ -21,12 +21,12 @@ from hbmgym.train.actor import export_policy
 from hbmgym.train.callbacks import Checkpoints, RolloutBar, SeenRange, Validation, WindowCurves
 from hbmgym.train.collect import RolloutPPO
 from hbmgym.train.domains import Domain
-from hbmgym.train.options import TrainOptions
+from hbmgym.train.options import ACTORS, TrainOptions
 from hbmgym.train.pool import Pool
 from hbmgym.train.runs import CannotGoOn, last_checkpoint
 
-HIDDEN = {"pi": (64, 64), "vf": (128, 128)}
-"""Of the actor, which is exported, and of the critic."""
+CRITIC = (128, 128)
+"""Hidden layers of what judges in training; it is not exported."""
 LOG_STD_INIT = -1.4
 """Noise of a quarter of the largest action, which is a fortieth of kv_share per window."""
 GAE_LAMBDA = 0.95
@@ -106,7 +106,7 @@ def make_model(options: TrainOptions, env: VecEnv) -> RolloutPPO:
         gamma=options.gamma,
         gae_lambda=GAE_LAMBDA,
         policy_kwargs={
-            "net_arch": {name: list(sizes) for name, sizes in HIDDEN.items()},
+            "net_arch": {"pi": list(ACTORS[options.actor]), "vf": list(CRITIC)},
             "log_std_init": LOG_STD_INIT,
             "optimizer_kwargs": {"eps": 1e-5, "fused": True},  # SB3's own, an eighth of an update faster
         },

@@ -11,6 +11,8 @@ from hbmgym.train.recipes import RECIPES
 
 SMOKE = {"total_timesteps": 1440, "n_envs": 2, "n_steps": 360, "eval_episodes": 1, "table_episodes": 2}
 """Two updates that hold whole episodes, so that even a smoke run has a return curve."""
+ACTORS = {"network": (64, 64), "linear": ()}
+"""Hidden layers of what decides: a network, or one weight for each input."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class TrainOptions(ServingOptions):
 
     recipe: str = option("", f"train on many platforms and scenarios: {', '.join(RECIPES)}", choices=("", *RECIPES))
     absolute: bool = option(False, "an action is kv_share itself, as in HbmPartitionAbsolute-v0")
+    actor: str = option("network", "what decides: a network, or linear: one weight for each input", choices=ACTORS)
     blind: tuple[str, ...] = option((), f"inputs that are not seen, repeatable: {', '.join(OBSERVATION_GROUPS)}")
     total_timesteps: int = option(250_000, "windows of all environments together, also 2e5")
     n_envs: int = option(16, "environments")

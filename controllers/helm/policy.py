@@ -81,7 +81,7 @@ class Header:
 
 
 class Policy:
-    """A tanh network; its action is the clipped mean, without noise.
+    """A tanh network, or with one layer a linear rule; its action is the clipped mean, without noise.
 
     Not for two threads at once: the hidden layers are written to one buffer.
     """

@@ -99,6 +99,16 @@ def test_one_seed_gives_one_policy(flags, tmp_path):
     assert return_curve(tmp_path / "one") == return_curve(tmp_path / "two")
 
 
+def test_a_linear_actor_is_one_weight_for_each_input(flags, tmp_path):
+    main(["--smoke", "--no-final", "--actor", "linear", "--out", str(tmp_path / "run"), *flags])
+    policy = Policy.load(tmp_path / "run" / "policy.npz")
+    ((weights, bias),) = policy.layers
+    assert (weights.shape, bias.shape) == ((1, OBSERVATION_SIZE), (1,))
+    assert np.abs(weights).max() > 0.0
+    seen = np.random.default_rng(0).uniform(-1.0, 1.0, OBSERVATION_SIZE).astype(np.float32)
+    assert policy.mean(seen) == pytest.approx(float(weights[0] @ seen + bias[0]), abs=1e-5)
+
+
 def test_a_policy_knows_the_windows_that_it_was_trained_on(flags, tmp_path):
     main(["--smoke", "--no-final", "--window-s", "10", "--out", str(tmp_path / "run"), *flags])
     assert Policy.load(tmp_path / "run" / "policy.npz").header.windows_s == (10.0, 10.0)
