@@ -58,7 +58,7 @@ def prepare(
     rule: np.record, kind: str, max_step_per_s: float, window_s: float, layout: Layout, bounds: tuple[float, float]
 ) -> None:
     """Fill in RULE_FIELDS but for the share to start at."""
-    rule["absolute"], rule["step"] = float(kind == "absolute"), min(max_step_per_s * window_s, 1.0)
+    rule["absolute"], rule["step"] = float(kind == "absolute"), max_step_per_s * window_s
     rule["low"], rule["high"] = bounds
     # Up to this width two shares may round to the same split, because slots end within chunks.
     rule["hold"] = layout.share_step + 1.0 / layout.chunks

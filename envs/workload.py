@@ -106,9 +106,9 @@ class TraceWorkload:
 
 
 def episodes_with_rows(workload: Workload, part: Part, seeds: Sequence[int], count: int) -> Iterator[Episode]:
-    """Those of the first `count` of `seeds` that have rows: of rare traffic some have none. TraceError, at the end, if
-    too few have."""
-    left = count
+    """The first `count` episodes that have rows, since of rare traffic some have none. TraceError where MOST_TRIES
+    times as many of the seeds have too few."""
+    left, nothing = count, TraceError(f"{workload.name}: {len(seeds)} seeds are fewer than {count} episodes")
     for seed in seeds[: MOST_TRIES * count]:
         try:
             episode = workload.episode(part, seed)

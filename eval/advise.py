@@ -31,7 +31,7 @@ from hbmgym.eval.advising.report import report
 from hbmgym.eval.advising.traffic import Traffic, of_scenario, of_trace
 from hbmgym.eval.cells import Bench, Runner, UnusableFolder, check_folder, claimed, shown_anyway, write_json
 from hbmgym.eval.options import ServingOptions, say_notices
-from hbmgym.eval.rows import find_row
+from hbmgym.eval.rows import usual_rows
 from hbmgym.memory_backend.geometry import find_model
 
 SOURCES = ("trace", "scenario", "from_prometheus")
@@ -111,14 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_folder(Path(options.out))  # before traffic is read
         config = options.serving_config()
         make_layout(config)  # weights that do not fit are refused first
-        for name in MOVERS:
-            find_row(name, config)
+        movers = usual_rows(MOVERS, config)
         traffic = options.traffic(config)
     bench = Bench(config, traffic.workloads, "all")
     progress = options.progress and sys.stderr.isatty()
     with in_one_line(TraceError, UnusableFolder), claimed(options.out):
         with Runner(bench, options.jobs, progress) as runner:
-            found = advise(bench, traffic, runner, told=options.max_running_requests or None, oracle=options.oracle)
+            told = options.max_running_requests or None
+            found = advise(bench, traffic, runner, movers, told=told, oracle=options.oracle)
         text = json.dumps(found.as_json(), indent=1, allow_nan=False) if options.json else report(found)
         if options.out:
             with shown_anyway(lambda: print(text)):

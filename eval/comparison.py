@@ -15,7 +15,7 @@ from hbmgym.eval.cells import Bench, Runner, Task, check_comparable
 from hbmgym.eval.intervals import LEVEL, LOOKED_LEVEL, Interval, mean_interval, relative_difference
 from hbmgym.eval.oracle import ORACLE, coordinate_descent
 from hbmgym.eval.rollout import Cell, Rollout
-from hbmgym.eval.rows import find_row, is_split
+from hbmgym.eval.rows import find_row, is_split, usual_rows
 from hbmgym.eval.statics import JUDGED, best_costs, best_on_others, best_static
 from hbmgym.memory_backend.split import Layout
 
@@ -44,7 +44,8 @@ def static_shares(layout: Layout, step: float = GRID_STEP) -> list[float]:
 
 
 def row_names(text: str, config: ServingConfig) -> list[str]:
-    """Of `eval.rows`, from 'a,b@priced,static-grid'; ValueError in one line for one that is unknown or given twice."""
+    """Of `eval.rows`, from 'a,b@priced,static-grid'; ValueError in one line for one that is unknown or given twice. Of
+    DEFAULT_CONTROLLERS those are left out that cannot decide in such windows; each leaves a line."""
     layout = make_layout(config)
     names: list[str] = []
     for name in filter(None, (part.strip() for part in text.split(","))):
@@ -52,6 +53,8 @@ def row_names(text: str, config: ServingConfig) -> list[str]:
             names += map(static_name, static_shares(layout, step))
         else:
             names.append(name)
+    if text == DEFAULT_CONTROLLERS:
+        names = usual_rows(names, config)
     if not names:
         raise ValueError(f"--controllers is empty: give names, for example {DEFAULT_CONTROLLERS}")
     titles = [find_row(name, config).name for name in names]

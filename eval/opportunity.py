@@ -69,7 +69,7 @@ class OpportunityOptions:
         (), f"model@gpu or model@gpu@GiB, repeatable (default: {', '.join(p.name for p in PLATFORMS)})"
     )
     seeds: int = option(10, "validation episodes per case")
-    jobs: int = option(min(2, os.cpu_count() or 1), "processes")
+    jobs: int = option(min(2, os.cpu_count() or 1), "processes, each with a case of its own")
     out: str = option(
         "runs/opportunity", "folder for map.json, .md, .png and finished episodes, which are not run again"
     )

@@ -1,8 +1,8 @@
 """What rows cost against the static split that could have been set, in every sane case: `python eval/regret.py --help`.
 
 A row is a rule of the engine and a controller. A case of the opportunity map is sane when a static split can serve it:
-rho below 1, and at most 1 % of the tokens left unserved. The split is the map's, the cheapest of those that serve what
-the machine can hold; all rows run on other episodes than those it was found on.
+rho below 1, and at most 1 % of the tokens of any class left unserved. The split is the map's, the cheapest of those
+that serve what the machine can hold; all rows run on other episodes than those it was found on.
 """
 
 import sys

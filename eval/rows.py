@@ -12,13 +12,16 @@ Traffic, memory and all else are the table's, so that rows compare rules as well
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hbmgym.controllers.base import Controller
+from hbmgym.controllers.helm.policy import OtherWindows
 from hbmgym.controllers.registry import is_static, make_controller
 from hbmgym.envs.serving.config import Policies, ServingConfig, with_policies
 from hbmgym.envs.serving.shortage import SHORTAGE_RULES
 from hbmgym.eval.advising.settings import default_controller
+from hbmgym.streams import say
 
 RULES = tuple(rule for rule in SHORTAGE_RULES if rule != "evict")
 """Those that move the split themselves, so that they need no controller."""
@@ -72,6 +75,19 @@ def find_row(name: str, table: ServingConfig) -> Row:
         row = Row(f"{title}@{rules}" if policies else title, controller, policies)
     row.config(table)
     return row
+
+
+def usual_rows(names: Sequence[str], table: ServingConfig) -> list[str]:
+    """Of rows that nobody has named those that can decide in the table's windows; each other one leaves a line."""
+    found = []
+    for name in names:
+        try:
+            find_row(name, table)
+        except OtherWindows as reason:
+            say(f"{name} is left out: {reason}")
+        else:
+            found.append(name)
+    return found
 
 
 def _look_like_rules(text: str) -> bool:

@@ -36,6 +36,7 @@ from hbmgym.eval.cells import Bench, Runner, Task, shown_anyway, write_json
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.options import ServingOptions
 from hbmgym.eval.statics import JUDGED, best_costs
+from hbmgym.files import locked
 
 SCENARIOS = (
     *("mix-shift", "mix-shift-900", "mix-burst", "shift-documents", "trend"),
@@ -189,8 +190,9 @@ def _keep(table: Path, name: str, trials: Sequence[Trial], bench: Bench, seeds: 
         "hbm_gib": bench.config.hbm_gib,
         "setup_hash": setup_hash(bench.config),
     }
-    entries = {**read_table(table), name: entry}
-    write_json(table, {key: entries[key] for key in sorted(entries)})
+    with locked(table.parent):
+        entries = {**read_table(table), name: entry}
+        write_json(table, {key: entries[key] for key in sorted(entries)})
 
 
 def _line(name: str, trials: Sequence[Trial]) -> str:

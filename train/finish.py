@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from hbmgym.controllers.helm.variants import shipped_policy
 from hbmgym.controllers.registry import make_controller
 from hbmgym.envs.calibration import trace_load
 from hbmgym.envs.serving.config import GIB, ServingConfig
@@ -48,7 +47,7 @@ def compare_policy(
 ) -> Comparison:
     """The table of the run's policy against DEFAULT_CONTROLLERS; cells go to the folder."""
     bench = Bench(config, tuple(workloads), "validation")
-    names = row_names(f"{_rivals(config.window_s)},ppo:{folder / 'policy.npz'}", config)
+    names = [*row_names(DEFAULT_CONTROLLERS, config), f"ppo:{folder / 'policy.npz'}"]
     seeds = seeds_for("validation", options.table_episodes)
     comparison = compare(bench, names, seeds, jobs=options.jobs, oracle=True, progress=options.progress)
     with shown_anyway(lambda: print_comparison(comparison)):
@@ -56,12 +55,6 @@ def compare_policy(
         draw_comparison(folder, comparison)
         _draw_references(folder, comparison, options.total_timesteps)
     return comparison
-
-
-def _rivals(window_s: float) -> str:
-    """The usual rows, without the shipped policy where it was not trained on such windows."""
-    is_helm_one = shipped_policy().header.takes_window(window_s)
-    return ",".join(name for name in DEFAULT_CONTROLLERS.split(",") if name != "helm" or is_helm_one)
 
 
 def _draw_references(folder: Path, comparison: Comparison, steps: int) -> None:

@@ -27,6 +27,10 @@ class PolicyError(ValueError):
     """A policy cannot be used; one line that names it, what is wrong and the remedy."""
 
 
+class OtherWindows(PolicyError):
+    """A policy was not trained on windows as long as those in which it is to decide."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What the numbers of a policy mean."""
@@ -64,17 +68,12 @@ class Header:
             raise ValueError(f"windows_s is {list(windows_s)}, expected [shortest, longest] in seconds, above 0")
         return header
 
-    def takes_window(self, window_s: float) -> bool:
-        """Was the policy trained on windows of that length?"""
-        least, most = self.windows_s
-        return least <= window_s <= most
-
     def check_window(self, window_s: float, owner: str) -> None:
-        """ValueError in one line for windows that the policy, which `owner` runs, was not trained on."""
+        """OtherWindows, in one line, for windows that the policy, which `owner` runs, was not trained on."""
         least, most = self.windows_s
-        if not self.takes_window(window_s):
+        if not least <= window_s <= most:
             windows = f"{least:g} s" if least == most else f"{least:g} to {most:g} s"
-            raise ValueError(
+            raise OtherWindows(
                 f"{owner} was trained on windows of {windows}, window_s is {window_s:g}: leave it out, take such "
                 f"windows, or train a policy on these (python train/ppo.py --window-s {window_s:g})"
             )

@@ -1,6 +1,7 @@
 """Advice: which split to set, what it holds, what others would cost, and whether moving it would pay."""
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -263,10 +264,19 @@ def _known(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def advise(bench: Bench, traffic: Traffic, runner: Runner, *, told: int | None = None, oracle: bool = False) -> Advice:
-    """Replay the traffic; `told`: the engine's own bound on running requests, which the replay does not know."""
+def advise(
+    bench: Bench,
+    traffic: Traffic,
+    runner: Runner,
+    movers: Sequence[str] = MOVERS,
+    *,
+    told: int | None = None,
+    oracle: bool = False,
+) -> Advice:
+    """Replay the traffic; `movers` move the split, `told` is the engine's own bound on running requests, which the
+    replay does not know."""
     with closing(Core(bench.config)) as core:
-        return _Advisor(bench.config, traffic, Runs(runner, traffic), runner, core, told).advise(oracle)
+        return _Advisor(bench.config, traffic, Runs(runner, traffic), runner, core, movers, told).advise(oracle)
 
 
 @dataclass(frozen=True)
@@ -276,6 +286,7 @@ class _Advisor:
     runs: Runs
     runner: Runner
     core: Core
+    movers: Sequence[str]
     told: int | None
 
     def advise(self, oracle: bool) -> Advice:
@@ -286,7 +297,7 @@ class _Advisor:
         wrong = self._off_by(grid, grid[best])
         others = self._others()
         runs.run([*wrong.values(), *others.values()], "other splits")
-        runs.run(MOVERS, "moving splits")
+        runs.run(self.movers, "moving splits")
         pools, vllm = [ONE_POOL], vllm_pool(self.config)
         start = StaticController(self.config.initial_kv_share)  # where one pool starts does not matter
         runs.add(ONE_POOL, self._under(start, on_shortage=floating_rule(self.config)))
@@ -316,8 +327,8 @@ class _Advisor:
             slots_for_told=slots_for(self.told, self.config.running_slots) if self.told else None,
             seen=self._seen(runs.of(best)),
             others=[self._row(name, controller, best) for name, controller in others.items()],
-            movers=[self._row(name, name, best) for name in MOVERS],
-            mover_over_floating=runs.against(min(MOVERS, key=lambda name: runs.mean(name, "cost")), ONE_POOL),
+            movers=[self._row(name, name, best) for name in self.movers],
+            mover_over_floating=runs.against(min(self.movers, key=lambda name: runs.mean(name, "cost")), ONE_POOL),
             retentions=[self._row(rule, "", best) for rule in kept],
             episodes=self._best_of_each(tried, grid),
             curve=[self._point(name, grid[name]) for name in tried],

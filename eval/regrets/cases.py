@@ -83,7 +83,7 @@ def _sane_rows(path: Path, files: Mapping[str, str]) -> list[Row]:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; run eval/opportunity.py, or give its map.json as --map") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is no map of eval/opportunity.py ({error})") from None
+        raise ValueError(f"{path}: is no map of this version's eval/opportunity.py ({error}): run it again") from None
     if unknown := [file for name, file in files.items() if name not in recorded]:
         raise ValueError(f"--trace {unknown[0]}: the map's recorded traces are {', '.join(sorted(recorded)) or 'none'}")
     return sane

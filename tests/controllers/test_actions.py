@@ -29,10 +29,10 @@ def test_a_window_twice_as_long_allows_twice_the_step():
         assert rule.next_share(1.0) == pytest.approx(0.5 + step)
 
 
-def test_the_step_of_a_very_long_window_is_the_whole_memory():
+def test_the_step_of_a_very_long_window_ends_at_the_bounds():
     rule = ShareAction(max_step_per_s=0.5)
     rule.reset(0.5, LAYOUT, 3600.0)
-    assert (rule.next_share(0.1), rule.next_share(-1.0)) == (pytest.approx(0.6), LOW)
+    assert (rule.next_share(0.1 / 1800.0), rule.next_share(-1.0)) == (pytest.approx(0.6), LOW)
 
 
 def test_zero_holds():

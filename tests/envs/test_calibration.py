@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,7 @@ from hbmgym.envs.traces.scenarios import generate_class
 from hbmgym.envs.traces.session_class import SessionClass
 from hbmgym.eval.comparison import static_shares
 from hbmgym.eval.rollout import run_episode
+from hbmgym.files import locked, write_atomically
 
 from ..eval.traffic import write_trace
 
@@ -89,15 +89,16 @@ def test_a_table_keeps_what_it_has(shipped):
     ]
 
 
-def test_processes_that_find_rates_at_the_same_time_lose_none(shipped):
-    script = (
-        "import sys; from pathlib import Path; from hbmgym.envs.calibration import _remember;"
-        "from hbmgym.envs.serving.config import ServingConfig\n"
-        "for i in range(20): _remember(Path(sys.argv[1]), f'{sys.argv[2]}-{i}', 'x', ServingConfig(), {'load': 1.0})"
-    )
-    processes = [subprocess.Popen([sys.executable, "-c", script, str(shipped), str(own)]) for own in range(2)]
-    assert [process.wait() for process in processes] == [0, 0]
-    assert len(json.loads(shipped.read_text())) == 40
+def test_a_rate_is_kept_only_when_no_other_process_changes_the_table(shipped):
+    """Else one of two rates that are found at the same time would be lost."""
+    with locked(shipped.parent):
+        keeping = threading.Thread(target=remember_rate, args=(shipped, CHAT, CONFIG, 3.0))
+        keeping.start()
+        keeping.join(0.2)
+        assert keeping.is_alive()
+        write_atomically(shipped, b'{"other": {}}')
+    keeping.join()
+    assert len(json.loads(shipped.read_text())) == 2
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])

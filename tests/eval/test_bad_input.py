@@ -442,7 +442,6 @@ def test_an_unknown_controller_is_named(script, flag, refusal):
 @pytest.mark.parametrize(
     "flags",
     [
-        ("compare",),
         ("compare", "--controllers", "static-0.5,helm-base@float"),
         ("rules", "--moving", "helm"),
         ("rules", "--at", "helm"),

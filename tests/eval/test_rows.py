@@ -7,7 +7,7 @@ import pytest
 from hbmgym.envs.platforms import find_platform
 from hbmgym.envs.serving.config import Policies
 from hbmgym.eval.cells import Bench, Runner, Task, check_comparable
-from hbmgym.eval.comparison import OTHERS_BEST, compare
+from hbmgym.eval.comparison import DEFAULT_CONTROLLERS, OTHERS_BEST, compare, row_names
 from hbmgym.eval.rows import RULES, find_row
 
 from .traffic import CONFIG, MIX
@@ -70,6 +70,15 @@ def test_a_policy_makes_no_row_of_a_table_with_other_windows():
         with pytest.raises(ValueError, match="was trained on windows of 5 s, window_s is 30: "):
             find_row(name, slow)
     assert find_row("gradient@priced", slow).controller == "gradient"
+
+
+def test_nobody_who_names_no_rows_is_refused_for_those_of_others(capsys):
+    slow = dataclasses.replace(CONFIG, window_s=30.0)
+    named = row_names(DEFAULT_CONTROLLERS, slow)
+    assert [*named, "helm"] == row_names(DEFAULT_CONTROLLERS, CONFIG)
+    assert "helm is left out: helm was trained on windows of 5 s, window_s is 30: " in capsys.readouterr().err
+    with pytest.raises(ValueError, match="was trained on windows of 5 s"):
+        row_names("static-0.5,helm", slow)
 
 
 def test_rows_under_other_rules_are_the_same_episodes_as_tables_of_their_own():

@@ -205,7 +205,6 @@ def test_memory_is_what_weights_leave():
         (("--scenario", "mix-shift", "--model", "qwen3.5-397b-a17b"), "has 397.0 GB of weights per GPU"),
         (("--scenario", "mix-shift", "--policies", "on_shortage=float"), "on_shortage=float moves the split itself"),
         (("--scenario", "mix-shift", "--policies", "eviction=mru"), "policy eviction is 'mru'"),
-        (("--scenario", "mix-shift", "--window-s", "30"), "helm was trained on windows of 5 s, window_s is 30"),
         (("--scenario", "mix-shift", "--episodes", "0"), "--episodes is 0, expected an integer >= 1"),
         (("--scenario", "mix-shift", "--max-running-requests", "-1"), "--max-running-requests is -1"),
         (("--scenario", "mix-shift", "--served-name", "x"), "--served-name is only for --from-prometheus"),
