@@ -95,7 +95,7 @@ def test_what_resumes_says_what_is_kept(tmp_path, monkeypatch, capsys):
         opportunity.main(["--out", str(tmp_path), "--seeds", "1"])
     assert leaving.value.code == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "doomed, seed 10000" in line and f"finished episodes are in {tmp_path}" in line
+    assert "doomed: its process ended" in line and f"finished episodes are in {tmp_path}" in line
 
 
 class Killed:

@@ -182,6 +182,8 @@ def test_ctrl_c_while_the_map_is_drawn_leaves_no_half_a_picture(tmp_path, monkey
 class Rare:
     """Traffic of which some seeds have none."""
 
+    name = "rare"
+
     def __init__(self, *empty):
         self.empty = empty
 

@@ -167,7 +167,7 @@ def test_a_trace_that_the_map_has_not_is_named(tmp_path, capsys):
     ("content", "message"),
     [
         (None, "No such file or directory; run eval/opportunity.py"),
-        ("[{}]", "is no map of eval/opportunity.py"),
+        ("[{}]", "is no map of this version's eval/opportunity.py"),
         pytest.param(MAP.read_text(encoding="utf-8").replace("@h200", "@h2"), "platform 'qwen3", id="unknown platform"),
         ("[]", "no sane case of the map is left"),
     ],

@@ -35,11 +35,11 @@ class Documents:
 def episode(backend: str) -> tuple[list[np.ndarray], list[Any], int, int]:
     """(observations, rewards and infos, chunks moved, stamps read back) of an episode whose split swings."""
     serving = {"model": "qwen3.5-4b", "hbm_gib": 0.3, "prefill_budget": 256, "window_s": 0.3}
-    env = gym.make("hbmgym/HbmPartition-v0", workload=Documents(), serving=serving, backend=backend, check=True)
+    env = gym.make("hbmgym/HbmPartitionAbsolute-v0", workload=Documents(), serving=serving, backend=backend, check=True)
     observation, info = env.reset(seed=1)
     observations, rest = [observation], [info]
     for window in range(WINDOWS):
-        observation, *more = env.step(np.array([1.0 if window // 4 % 2 else -1.0], np.float32))
+        observation, *more = env.step(np.array([0.5 if window // 4 % 2 else -0.5], np.float32))
         observations.append(observation)
         rest.append(more)
     vmm = env.unwrapped.core.vmm  # type: ignore[attr-defined]
